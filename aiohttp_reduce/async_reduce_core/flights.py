@@ -1,0 +1,284 @@
+"""Flights: one execution each, and everybody who waits for it.
+
+This is the lower-level door of the core, the one that `AsyncReducer`, the server middleware and the client
+all stand on. A caller looks a key up in its `FlightTable` and joins the flight it finds, or leads a new
+one. A leader ends its flight exactly once: `finish`, `fail` or `abandon`. Nothing here starts a task, knows
+about coroutines or HTTP, or is safe to call from another thread than the one of the table's event loop.
+
+Invariants (each has a test in `tests/test_flights.py`):
+
+- Each lead has a generation. `finish`, `fail` and `abandon` of an older generation do nothing.
+- `table[key]` is removed only if it is still this flight.
+- Being promoted is ownership: a waiter that was promoted and leaves, in the same tick too, hands on.
+- Waiters that are done are skipped. A takeover never reopens a closed flight.
+"""
+
+import asyncio
+import enum
+import math
+import random
+import time
+from asyncio import get_running_loop
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+# A timer may fire this much early (uvloop keeps time in whole milliseconds).
+_TIMER_SLACK: Final = 0.001
+
+
+class Wake(enum.Enum):
+    """Why a waiter is woken although there is no outcome for it."""
+
+    PROMOTED = enum.auto()
+    """The leader left: this waiter leads now (`Waiter.promotion`)."""
+    OVERDUE = enum.auto()
+    """The waiter's deadline passed; it is still subscribed."""
+    ORPHANED = enum.auto()
+    """The leader left and nobody could take over: the flight is over without an outcome."""
+
+
+class _Pending(enum.Enum):
+    PENDING = enum.auto()
+
+
+PENDING: Final = _Pending.PENDING
+"""`Flight.outcome` while there is none."""
+
+
+class Waiter(Generic[T]):
+    """A follower that may take over, and that may wait for several flights at once.
+
+    `arrived` is the time at which it came, by the table's clock. Subclasses say in `can_lead` whether the
+    waiter could execute now.
+    """
+
+    __slots__ = ("arrived", "flights", "future", "leading", "promotion")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, arrived: float) -> None:
+        self.future: asyncio.Future[T | Wake] = loop.create_future()
+        self.arrived = arrived
+        self.flights: list[Flight[T]] = []
+        self.promotion: tuple[Flight[T], int] | None = None
+        self.leading = False
+
+    def can_lead(self) -> bool:
+        """Whether this waiter could take over now."""
+        return True
+
+    def renew(self) -> None:
+        """Wait on: a fresh future in every flight that is still under way.
+
+        Call it after a wake-up without an outcome, and look at `landed()` first: a flight that ended
+        while this waiter's old future was already done has passed it by.
+        """
+        old, self.future = self.future, self.future.get_loop().create_future()
+        self.flights = [flight for flight in self.flights if flight.under_way]
+        for flight in self.flights:
+            flight.waiters.pop(old, None)
+            flight.waiters[self.future] = self
+
+    def landed(self) -> Any:
+        """The outcome of a subscribed flight that has one, or `PENDING`."""
+        for flight in self.flights:
+            if flight.outcome is not PENDING:
+                return flight.outcome
+        return PENDING
+
+    def leave(self) -> None:
+        """Leave every flight at once; one that this waiter was promoted in is handed on."""
+        promotion, self.promotion = self.promotion, None
+        for flight in self.flights:
+            flight.waiters.pop(self.future, None)
+        self.flights.clear()
+        if promotion is not None:
+            flight, generation = promotion
+            flight.abandon(generation)
+
+
+class Flight(Generic[T]):
+    """One execution and everybody who waits for it.
+
+    `subject` is whatever the table's user compares or shows of the one who leads. `opened` and `closes` are
+    times of the table's clock: nobody may join from `closes` on. Those who wait stand in `waiters`, by the
+    future that wakes them; the value is None for one that can never lead.
+    """
+
+    # Most flights end alone: what they do not need stands here, once (0.3 us a flight instead of 1.0).
+    generation = 0
+    under_way = True
+    outcome: Any = PENDING
+    _deadlines: deque[tuple[float, asyncio.Future[Any]]] | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    def __init__(
+        self, table: "FlightTable[T]", key: Hashable, subject: Any = None, opened: float = 0.0, closes: float = math.inf
+    ) -> None:
+        self.table = table
+        self.key = key
+        self.subject = subject
+        self.opened = opened
+        self.closes = closes
+        self.waiters: dict[asyncio.Future[Any], Waiter[T] | None] = {}
+
+    def join(self, waiter: Waiter[T], deadline: float = math.inf) -> None:
+        """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed."""
+        self.waiters[waiter.future] = waiter
+        waiter.flights.append(self)
+        if deadline == math.inf:
+            return
+        if self._deadlines is None:
+            self._deadlines = deque()
+        self._deadlines.append((deadline, waiter.future))
+        if self._timer is None:
+            self._arm(deadline)
+
+    def close(self) -> None:
+        """Nobody joins any more. Whoever waits keeps waiting."""
+        self.closes = -math.inf
+        self.table.remove(self)
+
+    def finish(self, generation: int, outcome: T, *, linger: bool = False) -> bool:
+        """Give the outcome to all. With `linger` the flight stays in the table, landed, until `close`.
+
+        Returns False, having done nothing, if `generation` does not lead any more.
+        """
+        if generation != self.generation or not self.under_way:
+            return False
+        self.outcome = outcome
+        self.under_way = False
+        if not linger:
+            self.table.remove(self)
+        waiters, self.waiters = self.waiters, {}
+        for future in waiters:
+            if not future.done():
+                future.set_result(outcome)
+        if self._timer is not None:
+            self._stop_timer()
+        return True
+
+    def fail(self, generation: int, exception: BaseException) -> bool:
+        """Raise the exception in all who wait. Returns False for a stale generation."""
+        if generation != self.generation or not self.under_way:
+            return False
+        for future in self._end():
+            if not future.done():
+                future.set_exception(exception)
+                # Read once, so that a waiter who never looks leaves no "never retrieved" in the log.
+                future.exception()
+        return True
+
+    def abandon(self, generation: int) -> bool:
+        """The leader left before the outcome: one waiter that can lead is promoted, drawn at random.
+
+        With nobody to lead, all are woken with `Wake.ORPHANED`. Returns False for a stale generation.
+        """
+        if generation != self.generation or not self.under_way:
+            return False
+        self.generation += 1
+        if self.table.loop.is_closed():
+            self._end()
+            return True
+        candidates = [future for future in self.waiters if not future.done()]
+        random.shuffle(candidates)
+        for future in candidates:
+            waiter = self.waiters[future]
+            if waiter is not None and not waiter.leading and waiter.can_lead():
+                del self.waiters[future]
+                waiter.flights.remove(self)
+                waiter.promotion = (self, self.generation)
+                future.set_result(Wake.PROMOTED)
+                return True
+        for future, waiter in self._end().items():
+            if not future.done() and not (waiter is not None and waiter.leading):
+                future.set_result(Wake.ORPHANED)
+        return True
+
+    def _end(self) -> dict[asyncio.Future[Any], Waiter[T] | None]:
+        self.under_way = False
+        self.close()
+        waiters, self.waiters = self.waiters, {}
+        if self._timer is not None:
+            self._stop_timer()
+        return waiters
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, deadline: float) -> None:
+        delay = max(0.0, deadline - self.table.clock())
+        self._timer = self.table.loop.call_later(delay, self._wake_overdue)
+
+    def _wake_overdue(self) -> None:
+        self._timer = None
+        deadlines = self._deadlines
+        if deadlines is None or not self.under_way:
+            return
+        due = self.table.clock() + _TIMER_SLACK
+        while deadlines:
+            deadline, future = deadlines[0]
+            waiter = self.waiters.get(future)
+            if waiter is not None and not future.done() and not waiter.leading:
+                if deadline > due:
+                    self._arm(deadline)
+                    return
+                future.set_result(Wake.OVERDUE)
+            deadlines.popleft()
+
+
+class FlightTable(Generic[T]):
+    """The flights of one event loop, by key; at most one of them is open for a key.
+
+    `clock` gives seconds and must not go backwards; it is the clock of every time in the table.
+    """
+
+    __slots__ = ("clock", "flights", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic) -> None:
+        self.loop = loop
+        self.clock = clock
+        self.flights: dict[Hashable, Flight[T]] = {}
+
+    def lead(self, key: Hashable) -> Flight[T]:
+        """Open a flight under `key`, in place of any that stood there, and lead it as generation 0."""
+        flight: Flight[T] = Flight(self, key)
+        self.flights[key] = flight
+        return flight
+
+    def remove(self, flight: Flight[T]) -> None:
+        """Take the flight out, if it is still the one that stands under its key."""
+        standing = self.flights.pop(flight.key, None)
+        if standing is not flight and standing is not None:
+            self.flights[flight.key] = standing
+
+
+class PerLoop(Generic[T]):
+    """One value for each event loop, made at first use; those of closed loops are dropped.
+
+    Threads may share one object: each only ever touches the entry of its own running loop.
+    """
+
+    __slots__ = ("_by_loop", "_make")
+
+    def __init__(self, make: Callable[[asyncio.AbstractEventLoop], T]) -> None:
+        self._make = make
+        self._by_loop: dict[asyncio.AbstractEventLoop, T] = {}
+
+    def get(self) -> T:
+        """The value of the running loop. Raises RuntimeError where no loop runs."""
+        loop = get_running_loop()
+        value = self._by_loop.get(loop)
+        if value is None:
+            for other in list(self._by_loop):
+                if other.is_closed():
+                    self._by_loop.pop(other, None)
+            value = self._by_loop[loop] = self._make(loop)
+        return value
+
+    def values(self) -> list[T]:
+        """The values of all loops that were seen and not dropped."""
+        return list(self._by_loop.values())

@@ -1,0 +1,187 @@
+"""Hooks: objects that are told what a reducer does. A hook that raises is logged and disturbs nothing."""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, TextIO
+
+from .identity import NamedIdent, location
+
+logger = logging.getLogger(__name__)
+
+
+class BaseHooks:
+    """The five calls, each doing nothing; subclass and override what you need.
+
+    `coro` is the coroutine of the call (on the HTTP sides, its request). `ident` is the identity: the explicit
+    one as given, or a `str` such as `package.module:function(<state_hash:N>)`.
+    """
+
+    def on_apply_for(self, coro: Any, ident: Any) -> None:
+        """Every call, first of all."""
+
+    def on_executing_for(self, coro: Any, ident: Any) -> None:
+        """This call executes."""
+
+    def on_reducing_for(self, coro: Any, ident: Any) -> None:
+        """This call joins a flight; its coroutine will not run."""
+
+    def on_result_for(self, coro: Any, ident: Any, result: Any) -> None:
+        """The execution returned; called once for a flight."""
+
+    def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
+        """The execution raised; called once for a flight."""
+
+    def __and__(self, other: "BaseHooks") -> "MultipleHooks":
+        """Both hooks, one after the other."""
+        if not isinstance(other, BaseHooks):
+            return NotImplemented
+        mine = self.hooks_list if isinstance(self, MultipleHooks) else [self]
+        others = other.hooks_list if isinstance(other, MultipleHooks) else [other]
+        return MultipleHooks(*mine, *others)
+
+
+_CALLS = ("on_apply_for", "on_executing_for", "on_reducing_for", "on_result_for", "on_exception_for")
+
+
+def check_hooks(hooks: object, argument: str) -> None:
+    """Raise TypeError unless `hooks` is None or has the five methods of `BaseHooks`."""
+    if hooks is None:
+        return
+    missing = [name for name in _CALLS if not callable(getattr(hooks, name, None))]
+    if isinstance(hooks, type) or missing:
+        what = f"the class {hooks.__name__} itself" if isinstance(hooks, type) else repr(hooks)
+        lacks = f" without {', '.join(missing)}" if missing else ""
+        raise TypeError(f"{argument} takes an instance of BaseHooks or None, got {what}{lacks}")
+
+
+def guarded(hook: Callable[..., None], *args: Any) -> None:
+    """Call a hook; an exception in it is logged, and the call goes on."""
+    try:
+        hook(*args)
+    except Exception:
+        logger.exception("hook %r raised; the call goes on without it", hook)
+
+
+class MultipleHooks(BaseHooks):
+    """Several hooks as one, called in order; made by `a & b`."""
+
+    def __init__(self, *hooks: BaseHooks) -> None:
+        for hook in hooks:
+            check_hooks(hook, "MultipleHooks(...)")
+        self.hooks_list: list[BaseHooks] = list(hooks)
+
+    def __len__(self) -> int:
+        return len(self.hooks_list)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def on_apply_for(self, coro: Any, ident: Any) -> None:
+        for hook in self.hooks_list:
+            guarded(hook.on_apply_for, coro, ident)
+
+    def on_executing_for(self, coro: Any, ident: Any) -> None:
+        for hook in self.hooks_list:
+            guarded(hook.on_executing_for, coro, ident)
+
+    def on_reducing_for(self, coro: Any, ident: Any) -> None:
+        for hook in self.hooks_list:
+            guarded(hook.on_reducing_for, coro, ident)
+
+    def on_result_for(self, coro: Any, ident: Any, result: Any) -> None:
+        for hook in self.hooks_list:
+            guarded(hook.on_result_for, coro, ident, result)
+
+    def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
+        for hook in self.hooks_list:
+            guarded(hook.on_exception_for, coro, ident, exception)
+
+
+class DebugHooks(BaseHooks):
+    """Prints a line for each call to `stream` (default: `sys.stderr` as it is at that moment)."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+
+    def _print(self, ident: Any, text: str) -> None:
+        print(f"[{ident}] {text}", file=sys.stderr if self._stream is None else self._stream)
+
+    def on_apply_for(self, coro: Any, ident: Any) -> None:
+        self._print(ident, f"apply async_reduce() for {coro}")
+
+    def on_executing_for(self, coro: Any, ident: Any) -> None:
+        self._print(ident, f"executing for {coro}")
+
+    def on_reducing_for(self, coro: Any, ident: Any) -> None:
+        self._print(ident, f"reducing for {coro}")
+
+    def on_result_for(self, coro: Any, ident: Any, result: Any) -> None:
+        self._print(ident, f"result for {coro}: {result}")
+
+    def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
+        self._print(ident, f"get exception for {coro}: {exception}")
+
+
+class StatisticsOverallHooks(BaseHooks):
+    """Four counts: `total` calls, `executed` results, `reduced` calls that joined, `errors` raised."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.executed = 0
+        self.reduced = 0
+        self.errors = 0
+
+    def on_apply_for(self, coro: Any, ident: Any) -> None:
+        self.total += 1
+
+    def on_reducing_for(self, coro: Any, ident: Any) -> None:
+        self.reduced += 1
+
+    def on_result_for(self, coro: Any, ident: Any, result: Any) -> None:
+        self.executed += 1
+
+    def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
+        self.errors += 1
+
+    def __str__(self) -> str:
+        return f"Stats(total={self.total}, executed={self.executed}, reduced={self.reduced}, errors={self.errors})"
+
+
+class StatisticsDetailHooks(BaseHooks):
+    """The four counts by name: `module:qualname` of the function, or what the HTTP sides name a request.
+
+    Here `executed` counts executions that were started.
+    """
+
+    def __init__(self) -> None:
+        self.total: Counter[str] = Counter()
+        self.executed: Counter[str] = Counter()
+        self.reduced: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+
+    @staticmethod
+    def _name(coro: Any, ident: Any) -> str:
+        if isinstance(ident, NamedIdent):
+            return ident.name
+        return location(coro) if isinstance(coro, Coroutine) else str(ident)
+
+    def on_apply_for(self, coro: Any, ident: Any) -> None:
+        self.total[self._name(coro, ident)] += 1
+
+    def on_executing_for(self, coro: Any, ident: Any) -> None:
+        self.executed[self._name(coro, ident)] += 1
+
+    def on_reducing_for(self, coro: Any, ident: Any) -> None:
+        self.reduced[self._name(coro, ident)] += 1
+
+    def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
+        self.errors[self._name(coro, ident)] += 1
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for title in ("total", "executed", "reduced", "errors"):
+            lines.append(f"Top {title}:\n")
+            lines += [f"\t{name}: {count}\n" for name, count in getattr(self, title).most_common()]
+        return "".join(lines)

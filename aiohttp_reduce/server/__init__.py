@@ -1,0 +1,15 @@
+"""The server middleware: identical incoming requests in flight are run once."""
+
+from .access import local_only
+from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
+from .marks import never_reduce
+from .middleware import ReduceMiddleware, reduce_middleware
+
+__all__ = (
+    "DEFAULT_IGNORE_COOKIES",
+    "DEFAULT_IGNORE_HEADERS",
+    "ReduceMiddleware",
+    "local_only",
+    "never_reduce",
+    "reduce_middleware",
+)

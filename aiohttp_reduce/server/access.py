@@ -1,0 +1,48 @@
+"""Who may see the stats page: by default only somebody on this machine who came by no proxy."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import hdrs, web
+
+_PROXY_HEADERS: Final = ("forwarded", "x-real-ip", "via")
+_PROXY_PREFIX: Final = "x-forwarded-"
+
+
+def local_only(request: web.BaseRequest) -> bool:
+    """Whether the peer is a loopback address, the Host is loopback too, and no header tells of a proxy.
+
+    The Host is compared so that a foreign web page cannot reach it under a name that it resolves to
+    127.0.0.1. A proxy on this machine that adds no header cannot be told from a local user.
+    """
+    peername = request.get_extra_info("peername")
+    if not isinstance(peername, Sequence) or isinstance(peername, str) or not _is_loopback(str(peername[0])):
+        return False
+    if request.remote is None or not _is_loopback(request.remote):
+        return False
+    for name in request.headers:
+        lowered = name.lower()
+        if lowered in _PROXY_HEADERS or lowered.startswith(_PROXY_PREFIX):
+            return False
+    hosts = request.headers.getall(hdrs.HOST, ())
+    return len(hosts) == 1 and request.host == hosts[0] and _is_loopback_host(hosts[0])
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address.split("%", 1)[0])
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (parsed if mapped is None else mapped).is_loopback
+
+
+def _is_loopback_host(host: str) -> bool:
+    if host.startswith("["):
+        address, _, port = host[1:].partition("]")
+        return (not port or (port.startswith(":") and port[1:].isdecimal())) and _is_loopback(address)
+    name, colon, port = host.partition(":")
+    if colon and not port.isdecimal():
+        return False
+    return name.lower() == "localhost" or _is_loopback(name)

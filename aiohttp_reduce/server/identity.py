@@ -1,0 +1,170 @@
+"""Who waits together: the identity of an incoming request, built only when two requests meet on one target."""
+
+import re
+from collections.abc import Hashable, Iterable
+from typing import Final
+
+from aiohttp import hdrs, web
+
+DEFAULT_IGNORE_HEADERS: Final = frozenset({
+    # Connection management. (Upgrade other than websocket is served by aiohttp as an ordinary request.)
+    "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "HTTP2-Settings", "Upgrade",
+    # Client noise.
+    "User-Agent", "Referer", "DNT", "Sec-GPC", "Priority", "Upgrade-Insecure-Requests",
+    "Sec-CH-UA", "Sec-CH-UA-Mobile", "Sec-CH-UA-Platform", "Cache-Control", "Pragma",
+    # Tracing.
+    "traceparent", "tracestate", "baggage", "b3", "X-B3-*", "X-Request-ID", "X-Correlation-ID", "Request-ID",
+    "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "sentry-trace", "uber-trace-id", "X-Datadog-*", "newrelic",
+    "X-Request-Start", "X-Amz-Cf-Id", "Fly-Request-Id", "X-Azure-Ref", "X-Varnish", "CF-Ray",
+    # Client address.
+    "X-Forwarded-For", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fly-Client-IP",
+})  # fmt: skip
+"""Request headers that are left out of the identity; a trailing `*` stands for any ending."""
+
+TRACING_HEADERS: Final = frozenset({
+    "traceparent", "tracestate", "baggage", "b3", "x-b3-*", "x-request-id", "x-correlation-id", "request-id",
+    "x-amzn-trace-id", "x-cloud-trace-context", "sentry-trace", "uber-trace-id", "x-datadog-*", "newrelic",
+    "x-request-start", "x-amz-cf-id", "fly-request-id", "x-azure-ref", "x-varnish", "cf-ray",
+})  # fmt: skip
+"""Headers that name one request in a trace, in lower case."""
+
+DEFAULT_IGNORE_COOKIES: Final = frozenset({"_ga*", "_gid", "_gat*", "_gcl_*", "__utm*", "_fbp", "_pk_*", "_hj*"})
+"""Cookies of analytics that are left out of the identity; a trailing `*` stands for any ending."""
+
+# Names of request headers remembered with what to do with them. An attacker may send any number of names:
+# the memory is emptied when it is full.
+_MAX_NAMES: Final = 4096
+
+
+class Names:
+    """A set of names, some of them with a trailing `*`; compared in lower case if `fold`."""
+
+    __slots__ = ("_exact", "_fold", "_prefixes")
+
+    def __init__(self, names: Iterable[str], *, fold: bool) -> None:
+        folded = [name.lower() if fold else name for name in names]
+        self._exact = frozenset(name for name in folded if not name.endswith("*"))
+        self._prefixes = tuple(name[:-1] for name in folded if name.endswith("*"))
+        self._fold = fold
+
+    def __contains__(self, name: str) -> bool:
+        if self._fold:
+            name = name.lower()
+        return name in self._exact or name.startswith(self._prefixes)
+
+
+TRACING: Final = Names(TRACING_HEADERS, fold=True)
+
+_COOKIE: Final = "cookie"
+_FORWARDED: Final = "forwarded"
+# A forwarded-pair whose value is a token or a quoted string (RFC 7239, 4).
+_FORWARDED_PAIR: Final = re.compile(r'\s*([!#$%&\'*+\-.^_`|~\w]+)=("(?:[^"\\]|\\.)*"|[^\s";,]*)\s*\Z', re.ASCII)
+_FORWARDED_SPLIT: Final = re.compile(r'((?:[^";,]|"(?:[^"\\]|\\.)*")*)([;,]|\Z)')
+
+
+class Selection:
+    """Which request headers and cookies belong to the identity.
+
+    `headers=None` selects all but `ignore_headers`; otherwise just those in `headers`, whole. Of Cookie, the
+    `ignore_cookies` are left out in both cases; of Forwarded only host and proto are compared, unless
+    `headers` names it.
+    """
+
+    __slots__ = ("_all", "_ignore_cookies", "_names", "_wanted", "_whole_forwarded")
+
+    def __init__(
+        self, headers: Iterable[str] | None, ignore_headers: Iterable[str], ignore_cookies: Iterable[str]
+    ) -> None:
+        self._all = headers is None
+        self._wanted = Names(ignore_headers if headers is None else headers, fold=True)
+        self._whole_forwarded = headers is not None
+        self._ignore_cookies = Names(ignore_cookies, fold=False)
+        self._names: dict[bytes, str | None] = {}
+
+    def selects(self, name: str) -> bool:
+        """Whether the header is in the identity."""
+        return (name in self._wanted) is not self._all
+
+    def holds_all_of(self, name: str) -> bool:
+        """Whether all of the header is in the identity: equal identities have equal values of it.
+
+        The cookies that are left out are taken as what the application does not look at.
+        """
+        return name == "host" or (self.selects(name) and (name != _FORWARDED or self._whole_forwarded))
+
+    def has_credentials(self, request: web.BaseRequest) -> bool:
+        """Whether the identity of this request holds credentials: Authorization, or a cookie that counts."""
+        headers = request.headers
+        if hdrs.AUTHORIZATION in headers and self.selects("authorization"):
+            return True
+        return self.selects(_COOKIE) and any(
+            self._cookies(line.encode("utf-8", "surrogateescape")) for line in headers.getall(hdrs.COOKIE, ())
+        )
+
+    def headers_of(self, request: web.BaseRequest) -> Hashable:
+        """The selected headers with all their values, sorted by name; the lines of one name stay in order."""
+        names = self._names
+        selected: list[tuple[str, bytes]] = []
+        for raw_name, value in request.raw_headers:
+            try:
+                name = names[raw_name]
+            except KeyError:
+                name = self._remember(raw_name)
+            if name is None:
+                continue
+            if name == _COOKIE:
+                value = self._cookies(value)
+                if not value:
+                    continue
+            elif name == _FORWARDED and not self._whole_forwarded:
+                value = forwarded_host_and_proto(value)
+            selected.append((name, value))
+        selected.sort(key=_by_name)
+        return tuple(selected)
+
+    def _remember(self, raw_name: bytes) -> str | None:
+        name = raw_name.decode("utf-8", "surrogateescape").lower()
+        selected = name if self.selects(name) else None
+        if len(self._names) >= _MAX_NAMES:
+            self._names.clear()
+        self._names[raw_name] = selected
+        return selected
+
+    def _cookies(self, line: bytes) -> bytes:
+        kept = []
+        for pair in line.split(b";"):
+            pair = pair.strip()
+            name = pair.split(b"=", 1)[0].strip().decode("utf-8", "surrogateescape")
+            if pair and name not in self._ignore_cookies:
+                kept.append(pair)
+        return b"; ".join(kept)
+
+
+def _by_name(item: tuple[str, bytes]) -> str:
+    return item[0]
+
+
+def forwarded_host_and_proto(line: bytes) -> bytes:
+    """Host and proto of each element of a Forwarded line (RFC 7239); the whole line if it is malformed."""
+    text = line.decode("utf-8", "surrogateescape")
+    elements: list[list[str]] = [[]]
+    position = 0
+    while True:
+        match = _FORWARDED_SPLIT.match(text, position)
+        if match is None:
+            return line
+        pair = match.group(1)
+        if pair.strip():
+            parsed = _FORWARDED_PAIR.match(pair)
+            if parsed is None:
+                return line
+            name = parsed.group(1).lower()
+            if name in {"host", "proto"}:
+                elements[-1].append(f"{name}={parsed.group(2)}")
+        if match.group(2) == ",":
+            elements.append([])
+        elif not match.group(2):
+            break
+        position = match.end()
+    kept = ",".join(";".join(pairs) for pairs in elements if pairs)
+    return kept.encode("utf-8", "surrogateescape")

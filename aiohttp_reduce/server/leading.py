@@ -1,0 +1,129 @@
+"""Leading a flight: what a handler's end means for those who wait.
+
+There are three cases. The handler ended by itself, by a result or an exception: that is the flight's outcome.
+The leader left, by a cancellation or a timeout of its own or because its client is gone: that belongs to it
+alone, and a follower takes over. Nobody waits and nobody could have been kept waiting: nothing to do.
+"""
+
+import logging
+from asyncio import CancelledError, Task
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiohttp import web
+
+from .. import _aiohttp
+from ..async_reduce_core import BaseHooks, Flight, NamedIdent
+from ..async_reduce_core.hooks import guarded
+from ..policy import Verdict
+from ..stats import Counters, Route, Unshared
+from .identity import Selection
+from .replay import Failure, Outcome, captured
+from .table import RequestFlight
+
+logger = logging.getLogger("aiohttp_reduce")
+
+# A handler that took longer (seconds) may have kept the loop from reading requests that had arrived.
+LAST_CALL_AFTER: Final = 0.001
+# Passes of the loop from the end of such a handler to the end of the last call: the rest of the current one,
+# one that reads the sockets, one that wakes the connection's task, one that starts the handler's (before 3.12).
+LAST_CALL_PASSES: Final = 4
+
+_FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+class Settings:
+    """What one middleware object was made with, checked."""
+
+    __slots__ = ("cache_status", "clock", "has_key", "hooks", "max_wait", "selection")
+
+    def __init__(
+        self,
+        *,
+        selection: Selection,
+        max_wait: float,
+        cache_status: str | None,
+        hooks: BaseHooks | None,
+        has_key: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self.selection = selection
+        self.max_wait = max_wait
+        self.cache_status = cache_status
+        self.hooks = hooks
+        self.has_key = has_key
+        self.clock = clock
+
+    def tell(self, hook: str, request: web.Request, route: Route, *args: Any) -> None:
+        """Call one of the five hooks; the identity they see reads `GET http://host/path?query`."""
+        if self.hooks is not None:
+            shown = NamedIdent(f"{request.method} {request.scheme}://{request.host}{request.raw_path}", route.name)
+            guarded(getattr(self.hooks, hook), request, shown, *args)
+
+
+def left(task: "Task[Any]", cancelling: int, request: web.Request, exception: BaseException | None) -> bool:
+    """Whether the handler's end is its leader's alone.
+
+    `cancelling` is what `task.cancelling()` gave when it began to lead: a cancellation is the leader's own
+    exactly if that has risen, also where the handler swallowed it.
+    """
+    if task.cancelling() > cancelling or is_for_the_loop(exception):
+        return True
+    return isinstance(exception, ConnectionError) and not _aiohttp.connection_is_open(request)
+
+
+def land(
+    settings: Settings,
+    flight: RequestFlight,
+    generation: int,
+    request: web.Request,
+    counters: Counters,
+    result: Any,
+    *,
+    raised: bool,
+    last_call: bool,
+) -> None:
+    """End the flight with what the handler returned or raised; `last_call` keeps it open a moment longer."""
+    outcome: Outcome
+    try:
+        if raised and not isinstance(result, web.HTTPException):
+            outcome = Failure(request, result)
+        else:
+            outcome = captured(
+                request,
+                result,
+                raised=raised,
+                selection=settings.selection,
+                has_key=settings.has_key and flight.key_value != NO_KEY,
+                cache_status=settings.cache_status,
+            )
+    except Exception:
+        # A response class that breaks what aiohttp's classes keep: it is not shared, and nobody waits for it.
+        logger.exception("cannot capture %r for others; they run by themselves", type(result))
+        outcome = Outcome(request, Verdict(Unshared.RESPONSE_CLASS))
+    outcome.herd = herd = len(flight.waiters) + 1
+    counters.largest_herd = max(counters.largest_herd, herd)
+    linger = last_call and outcome.verdict.reason is None
+    if flight.finish(generation, outcome, linger=linger) and linger:
+        _last_call(flight, LAST_CALL_PASSES)
+
+
+NO_KEY: Final = (type(None), None)
+"""The typed value of a `key` function that gave None."""
+
+
+def _last_call(flight: Flight[Outcome], passes: int) -> None:
+    if passes:
+        flight.table.loop.call_soon(_last_call, flight, passes - 1)
+    else:
+        flight.close()
+
+
+def is_for_the_loop(exception: BaseException | None) -> bool:
+    """Whether an exception is meant for the event loop, and not for anybody who waits for an answer."""
+    return isinstance(exception, _FOR_THE_LOOP)
+
+
+def is_error(exception: BaseException) -> bool:
+    """Whether an exception counts under `errors`: HTTP exceptions are answers, a cancellation is nobody's fault."""
+    return not isinstance(exception, (web.HTTPException, CancelledError))

@@ -1,0 +1,330 @@
+"""The server's door: what happens to a request between the outer middlewares and its handler.
+
+Three ways lead through it. A request that coalescing does not consider goes straight on. The first of an
+identity leads: its handler runs right here, in its own task, and its outcome goes to all who joined. The
+others follow (`following.py`).
+"""
+
+import inspect
+import logging
+import time
+import weakref
+from asyncio import Task, current_task, get_running_loop
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Any, Final
+
+from aiohttp import EMPTY_PAYLOAD, hdrs, web
+from aiohttp.typedefs import Handler
+
+from .. import _aiohttp
+from ..async_reduce_core import BaseHooks, typed
+from ..async_reduce_core.hooks import check_hooks
+from ..stats import Bypass, Route, Stats
+from . import options
+from .access import local_only
+from .following import Visit
+from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, Selection
+from .leading import LAST_CALL_AFTER, Settings, is_error, land, left
+from .marks import is_marked, never_reduce
+from .table import RequestFlight, RequestTable
+
+logger = logging.getLogger("aiohttp_reduce")
+
+_EVENT_STREAM: Final = "text/event-stream"
+
+Access = Callable[[web.Request], bool | Awaitable[bool]]
+
+
+class ReduceMiddleware:
+    """A middleware object; made by `reduce_middleware()`, which says what its arguments mean.
+
+    It may be used in several applications, on several levels of sub-applications, and in several event loops:
+    none of them share a flight.
+    """
+
+    # What aiohttp looks for in a middleware of the current kind.
+    __middleware_version__ = 1
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        methods: frozenset[str],
+        key: Callable[[web.Request], Hashable] | None,
+        when: Callable[[web.Request], bool] | None,
+        max_age: float,
+        stats_path: str | None,
+        stats_access: Access,
+    ) -> None:
+        self._settings = settings
+        self._methods = methods
+        self._key = key
+        self._when = when
+        self._stats_path = stats_path
+        # What the raw target of every request is compared with; no target is without its slash.
+        self._stats_prefix = "\0" if stats_path is None else stats_path
+        self._stats_access = stats_access
+        self._stats = Stats()
+        self._routes = self._stats.routes.by_id
+
+        self._max_age = max_age
+        self._clock = settings.clock
+        self._tables: dict[int, RequestTable] = {}
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """The figures that `/_reduce/stats` shows, as they are now."""
+        return self._stats.as_dict()
+
+    @never_reduce
+    async def stats_handler(self, request: web.Request) -> web.Response:
+        """Answer with the figures as JSON. Mount it as a route of your own, behind your own access rules."""
+        return web.json_response(self.stats, headers={hdrs.CACHE_CONTROL: "no-store"})
+
+    def forget(self, path: str) -> None:
+        """Let the next request for this path run anew, whatever its query and Host.
+
+        `path` is the decoded path, as in `request.path`. Whoever already waits keeps the old flight.
+        Raises TypeError or ValueError for anything but a path.
+        """
+        if options.path("path", path) is None:
+            raise TypeError("path takes a decoded path such as '/news', got None")
+        self._wrote(path)
+
+    def __repr__(self) -> str:
+        return f"<reduce_middleware methods={sorted(self._methods)} at {id(self):#x}>"
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # This is the path of every request: plain steps in one place, and nothing computed that only two
+        # requests that meet would need (bench "distinct GETs").
+        raw_target, payload, tls, route, app = _aiohttp.at_the_door(request)
+        if raw_target.startswith(self._stats_prefix) and await self._is_stats_request(request):
+            return await self.stats_handler(request)
+        known = self._routes.get(id(route))
+        if known is None:
+            known = self._stats.routes.enter(route)
+        method = request.method
+        headers = request.headers
+        if (
+            method not in known.reduced_methods
+            or payload is not EMPTY_PAYLOAD
+            or hdrs.UPGRADE in headers
+            or hdrs.EXPECT in headers
+            or _EVENT_STREAM in headers.get(hdrs.ACCEPT, "").lower()
+            or self._when is not None
+        ):
+            reason = self._bypass_reason(request, method, known)
+            if reason is not None:
+                return await self._bypass(request, handler, known, reason)
+        certificate = None if tls is None else _aiohttp.client_certificate(request)
+        key_value: Hashable = None
+        if self._key is not None:
+            try:
+                key_value = typed(self._key(request))
+                hash(key_value)
+            except Exception:
+                logger.exception("key raised for %r, or gave something unhashable; not reduced", request)
+                return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
+
+        table = self._tables.get(id(app))
+        if table is None:
+            table = self._make_table(app)
+        target = f"{method} {raw_target}"
+        now = self._clock()
+        elder = None
+        if target in table.flights or target in table.crowds:
+            elder = table.find(target, request, certificate, key_value)
+            if elder is not None and elder.subject.protocol is request.protocol:
+                # The same request, at the same door again: it would wait for itself.
+                return await handler(request)
+        counters = known.counters
+        counters.total += 1
+        settings = self._settings
+        told = settings.hooks is not None
+        if told:
+            settings.tell("on_apply_for", request, known)
+        if elder is not None and table.admits(elder, now):
+            if told:
+                settings.tell("on_reducing_for", request, known)
+            visit = Visit(settings, table, request, handler, known, target, certificate, key_value, now)
+            return await visit.follow(elder)
+
+        if told:
+            settings.tell("on_executing_for", request, known)
+        flight = table.open(target, request, certificate, key_value, now, elder)
+        counters.executed += 1
+        counters.in_flight += 1
+        task: Any = current_task(table.loop)
+        cancelling = task.cancelling()
+        try:
+            response = await handler(request)
+        except BaseException as exception:
+            self._raised(flight, task, cancelling, request, known, exception)
+            raise
+        finally:
+            counters.in_flight -= 1
+        last_call = self._clock() - now > LAST_CALL_AFTER
+        if not flight.waiters and not last_call:
+            table.remove(flight)
+        elif left(task, cancelling, request, None):
+            flight.abandon(0)
+        else:
+            land(settings, flight, 0, request, counters, response, raised=False, last_call=last_call)
+        if told:
+            settings.tell("on_result_for", request, known, response)
+        return response
+
+    def _raised(
+        self,
+        flight: RequestFlight,
+        task: "Task[Any]",
+        cancelling: int,
+        request: web.Request,
+        known: Route,
+        exception: BaseException,
+    ) -> None:
+        settings = self._settings
+        known.counters.errors += is_error(exception)
+        last_call = self._clock() - flight.opened > LAST_CALL_AFTER
+        if left(task, cancelling, request, exception):
+            flight.abandon(0)
+        elif flight.waiters or last_call:
+            land(settings, flight, 0, request, known.counters, exception, raised=True, last_call=last_call)
+        else:
+            flight.close()
+        settings.tell("on_exception_for", request, known, exception)
+
+    def _bypass_reason(self, request: web.Request, method: str, known: Route) -> Bypass | None:
+        if method not in self._methods:
+            return Bypass.METHOD
+        if method not in known.reduced_methods:
+            if is_marked(known.handler, method):
+                return Bypass.NEVER_REDUCE
+            known.reduced_methods.add(method)
+        headers = request.headers
+        if "websocket" in headers.get(hdrs.UPGRADE, "").lower():
+            return Bypass.WEBSOCKET
+        if hdrs.EXPECT in headers:
+            return Bypass.EXPECT
+        if request.body_exists:
+            return Bypass.BODY
+        if _EVENT_STREAM in headers.get(hdrs.ACCEPT, "").lower():
+            return Bypass.EVENT_STREAM
+        if self._when is not None:
+            try:
+                if not self._when(request):
+                    return Bypass.WHEN
+            except Exception:
+                logger.exception("when raised for %r; not reduced", request)
+                return Bypass.WHEN_ERROR
+        return None
+
+    async def _bypass(self, request: web.Request, handler: Handler, known: Route, reason: Bypass) -> web.StreamResponse:
+        known.counters.count_bypass(reason)
+        if request.method not in options.SAFE_METHODS and request.match_info.http_exception is None:
+            self._watch_write(request)
+        return await handler(request)
+
+    def _make_table(self, app: web.Application) -> RequestTable:
+        """The table of an application, and with it of its loop; those of dead loops and applications go."""
+        tables = self._tables
+        for key, table in list(tables.items()):
+            if table.loop.is_closed():
+                tables.pop(key, None)
+        key = id(app)
+        settings = self._settings
+        table = RequestTable(get_running_loop(), self._clock, settings.selection, self._max_age)
+        tables[key] = table
+        weakref.finalize(app, tables.pop, key, None).atexit = False
+        return table
+
+    async def _is_stats_request(self, request: web.Request) -> bool:
+        if request.method not in {"GET", "HEAD"} or request.raw_path.split("?", 1)[0] != self._stats_path:
+            return False
+        try:
+            allowed = self._stats_access(request)
+            return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+        except Exception:
+            logger.exception("stats_access raised for %r; refused", request)
+            return False
+
+    def _watch_write(self, request: web.Request) -> None:
+        """Close the path's flights when an unsafe request is answered, unless it is refused (4xx)."""
+        path = request.path
+
+        def answered(status: int) -> None:
+            if not 400 <= status < 500:
+                self._wrote(path)
+
+        _aiohttp.before_answer(request, answered)
+
+    def _wrote(self, path: str) -> None:
+        now = self._settings.clock()
+        for table in list(self._tables.values()):
+            table.wrote(path, now)
+
+
+def reduce_middleware(
+    *,
+    methods: Iterable[str] = ("GET", "HEAD"),
+    headers: Iterable[str] | None = None,
+    ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
+    ignore_cookies: Iterable[str] = DEFAULT_IGNORE_COOKIES,
+    key: Callable[[web.Request], Hashable] | None = None,
+    when: Callable[[web.Request], bool] | None = None,
+    max_age: float = 5.0,
+    max_wait: float = 30.0,
+    hooks: BaseHooks | None = None,
+    stats_path: str | None = "/_reduce/stats",
+    stats_access: Access = local_only,
+    cache_status: str | None = "aiohttp-reduce",
+) -> ReduceMiddleware:
+    """Make a middleware that runs identical requests in flight once: `app.middlewares.append(...)`.
+
+    Requests are identical if they agree in application, method, scheme, HTTP version, Host, raw target, TLS
+    client certificate, the selected headers, and `key(request)`.
+
+    - `methods`: the methods that are reduced; safe ones only.
+    - `headers`: the request headers that are compared. None: all but `ignore_headers`.
+    - `ignore_headers`, `ignore_cookies`: names that are left out, a trailing `*` standing for any ending. They
+      replace `DEFAULT_IGNORE_HEADERS` and `DEFAULT_IGNORE_COOKIES`; write `DEFAULT_IGNORE_HEADERS | {...}`.
+    - `key`: a plain function of the request; its hashable value is added to the identity.
+    - `when`: a plain function of the request; where it is false, the request goes straight on.
+    - `max_age`: seconds for which a flight takes followers.
+    - `max_wait`: seconds that a follower waits before it also joins, or leads, a younger flight.
+    - `hooks`: told of each request, with the request in place of the coroutine.
+    - `stats_path`: where the figures are, or None; `stats_access`: a predicate, sync or async, that says who
+      sees them.
+    - `cache_status`: the name in the Cache-Status header (RFC 9211) of answers that had waited, or None.
+
+    `key` or `when` that raises is logged, and the request goes straight on. Raises TypeError or ValueError for
+    a wrong argument, naming it and what it takes.
+    """
+    if headers is not None:
+        headers = options.header_names("headers", headers, wildcards=False)
+    selection = Selection(
+        headers,
+        options.header_names("ignore_headers", ignore_headers, wildcards=True),
+        options.cookie_names("ignore_cookies", ignore_cookies),
+    )
+    key = options.function("key", key, "of the request that returns something hashable")
+    check_hooks(hooks, "hooks")
+    if not callable(stats_access):
+        raise TypeError(f"stats_access takes a function of the request, sync or async, got {stats_access!r}")
+    settings = Settings(
+        selection=selection,
+        max_wait=options.seconds("max_wait", max_wait),
+        cache_status=options.cache_status(cache_status),
+        hooks=hooks,
+        has_key=key is not None,
+        clock=time.monotonic,
+    )
+    return ReduceMiddleware(
+        settings,
+        methods=options.methods(methods),
+        key=key,
+        when=options.function("when", when, "of the request that returns a bool"),
+        max_age=options.seconds("max_age", max_age),
+        stats_path=options.path("stats_path", stats_path),
+        stats_access=stats_access,
+    )

@@ -1,0 +1,186 @@
+"""The flights of incoming requests in one application: found by target first, by identity only when they meet.
+
+The first flight on a target stands under that target (`GET /path?query`, raw); what it shares with a second
+request is compared when that one comes. Flights of other identities on the same target stand under their full
+identity, so that a lookup is never a scan.
+"""
+
+import math
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+from aiohttp import web
+
+from .. import _aiohttp
+from ..async_reduce_core import Flight, FlightTable, Waiter
+from .identity import Selection
+from .replay import Outcome
+
+# So many recently written paths are remembered one by one; with more, a write closes every flight.
+_MAX_WRITTEN: Final = 10_000
+
+
+class RequestFlight(Flight[Outcome]):
+    """A flight of requests. `subject` is the request of the one who leads.
+
+    `identity` is the full identity, once it was needed; `certificate` and `key` were taken at arrival.
+    `hedge` is the flight that an overdue follower of this one leads: only other overdue followers join it.
+    """
+
+    subject: web.Request
+    target = ""
+    certificate: bytes | None = None
+    key_value: Hashable = None
+    identity: Hashable | None = None
+    hedge: "RequestFlight | None" = None
+    standing_by_identity = False
+
+
+class Follower(Waiter[Outcome]):
+    """A request that waits for another's run."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, loop: AbstractEventLoop, arrived: float, request: web.Request) -> None:
+        super().__init__(loop, arrived)
+        self.request = request
+
+    def can_lead(self) -> bool:
+        return _aiohttp.can_answer(self.request)
+
+
+class RequestTable(FlightTable[Outcome]):
+    """The flights of one middleware object in one application, and so in one event loop."""
+
+    __slots__ = ("_max_age", "_selection", "_written", "_written_all", "crowds")
+
+    def __init__(
+        self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
+    ) -> None:
+        super().__init__(loop, clock)
+        self._selection = selection
+        self._max_age = max_age
+        # How many flights stand under their full identity, by target.
+        self.crowds: dict[str, int] = {}
+        # When the answer to an unsafe request was sent, by decoded path, oldest first.
+        self._written: dict[str, float] = {}
+        self._written_all = -math.inf
+
+    def find(
+        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable
+    ) -> RequestFlight | None:
+        """The latest flight of the request's identity, open or not."""
+        first: Any = self.flights.get(target)
+        if first is not None and self._same(first, request, certificate, key_value):
+            flight: RequestFlight = first
+            return flight
+        if target in self.crowds:
+            return self.flights.get(self._identity(target, request, certificate, key_value))  # type: ignore[return-value]
+        return None
+
+    def admits(self, flight: RequestFlight, now: float) -> bool:
+        """Whether a request that comes now may join: not too old, and not from before an answered write."""
+        if now >= flight.closes or flight.opened <= self._written_all:
+            return False
+        return not self._written or self._written.get(flight.subject.path, -math.inf) < flight.opened
+
+    def open(
+        self,
+        target: str,
+        request: web.Request,
+        certificate: bytes | None,
+        key_value: Hashable,
+        now: float,
+        instead_of: RequestFlight | None,
+    ) -> RequestFlight:
+        """Lead a new flight, in place of `instead_of`, the one that `find` gave and that did not admit."""
+        key: Hashable = target
+        by_identity = False
+        if instead_of is not None:
+            key = instead_of.key
+            by_identity = instead_of.standing_by_identity
+        elif target in self.flights:
+            key = self._identity(target, request, certificate, key_value)
+            by_identity = True
+            self.crowds[target] = self.crowds.get(target, 0) + 1
+        flight = RequestFlight(self, key, request, now, now + self._max_age)
+        if by_identity:
+            flight.identity = key
+            flight.standing_by_identity = True
+        self.flights[key] = flight
+        self._fill(flight, target, certificate, key_value)
+        return flight
+
+    def hedge(
+        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, now: float
+    ) -> RequestFlight:
+        """A flight for overdue followers only: it does not stand in the table, and newcomers never join it."""
+        flight = RequestFlight(self, object(), request, now, -math.inf)
+        self._fill(flight, target, certificate, key_value)
+        return flight
+
+    @staticmethod
+    def _fill(flight: RequestFlight, target: str, certificate: bytes | None, key_value: Hashable) -> None:
+        flight.target = target
+        if certificate is not None:
+            flight.certificate = certificate
+        if key_value is not None:
+            flight.key_value = key_value
+
+    def remove(self, flight: Flight[Any]) -> None:
+        key = flight.key
+        if self.flights.get(key) is flight:
+            del self.flights[key]
+            if self.crowds and isinstance(flight, RequestFlight) and flight.standing_by_identity:
+                left = self.crowds[flight.target] - 1
+                if left:
+                    self.crowds[flight.target] = left
+                else:
+                    del self.crowds[flight.target]
+
+    def wrote(self, path: str, now: float) -> None:
+        """An unsafe request on the path is answered now: no flight begun before admits anyone any more."""
+        written = self._written
+        while written:
+            oldest = next(iter(written))
+            if written[oldest] >= now - self._max_age:
+                break
+            del written[oldest]  # whatever was begun before it is too old to be joined anyway
+        written.pop(path, None)
+        if not self.flights:
+            return
+        if len(written) >= _MAX_WRITTEN:
+            written.clear()
+            self._written_all = now
+        else:
+            written[path] = now
+
+    def _same(
+        self, flight: RequestFlight, request: web.Request, certificate: bytes | None, key_value: Hashable
+    ) -> bool:
+        leader = flight.subject
+        if flight.certificate != certificate or flight.key_value != key_value:
+            return False
+        if (
+            leader.raw_headers == request.raw_headers
+            and leader.version == request.version
+            and leader.scheme == request.scheme
+            and leader.host == request.host
+        ):
+            return True
+        if flight.identity is None:
+            flight.identity = self._identity(flight.target, leader, flight.certificate, flight.key_value)
+        return flight.identity == self._identity(flight.target, request, certificate, key_value)
+
+    def _identity(self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable) -> Hashable:
+        return (
+            target,
+            request.scheme,
+            request.version,
+            tuple(request.headers.getall("Host", ())),
+            request.host,
+            certificate,
+            key_value,
+            self._selection.headers_of(request),
+        )
