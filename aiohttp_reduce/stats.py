@@ -66,34 +66,52 @@ class Unshared(enum.StrEnum):
 class Counters:
     """The figures of one route.
 
-    `total` requests were considered; `reduced` of them were answered by another's run; `executed` counts
-    runs of the handler, `errors` those that raised anything but an `HTTPException`.
+    Counted are requests that `led` a flight at once and that `joined` one, runs of the handler by those who
+    had waited first (`late`), runs that `ended`, `errors` (runs that raised anything but an `HTTPException`),
+    followers that were answered by another's run (`reduced`). The rest is added up when it is read.
     """
 
     __slots__ = (
         "bypassed",
+        "ended",
         "errors",
-        "executed",
-        "in_flight",
+        "joined",
         "largest_herd",
+        "late",
+        "led",
         "reduced",
         "takeovers",
-        "total",
         "unshared",
         "waiting",
     )
 
     def __init__(self) -> None:
-        self.total = 0
-        self.executed = 0
+        self.led = 0
+        self.joined = 0
+        self.late = 0
+        self.ended = 0
         self.reduced = 0
         self.errors = 0
         self.takeovers = 0
-        self.in_flight = 0
         self.waiting = 0
         self.largest_herd = 0
         self.bypassed: dict[str, int] = {}
         self.unshared: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Requests that were considered."""
+        return self.led + self.joined
+
+    @property
+    def executed(self) -> int:
+        """Runs of the handler for them."""
+        return self.led + self.late
+
+    @property
+    def in_flight(self) -> int:
+        """Runs that have not ended."""
+        return self.executed - self.ended
 
     def count_bypass(self, reason: Bypass) -> None:
         """One request was not considered."""
@@ -108,7 +126,7 @@ class Counters:
 
     def add(self, other: "Counters") -> None:
         """Add the other's figures to these."""
-        for name in ("total", "executed", "reduced", "errors", "takeovers", "in_flight", "waiting"):
+        for name in ("led", "joined", "late", "ended", "reduced", "errors", "takeovers", "waiting"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.largest_herd = max(self.largest_herd, other.largest_herd)
         for mine, others in ((self.bypassed, other.bypassed), (self.unshared, other.unshared)):

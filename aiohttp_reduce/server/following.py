@@ -87,8 +87,7 @@ class Visit:
         counters = self.counters
         settings = self.settings
         settings.tell("on_executing_for", self.request, self.route)
-        counters.executed += 1
-        counters.in_flight += 1
+        counters.late += 1
         try:
             response = await self.handler(self.request)
         except BaseException as exception:
@@ -97,7 +96,7 @@ class Visit:
             settings.tell("on_exception_for", self.request, self.route, exception)
             raise
         finally:
-            counters.in_flight -= 1
+            counters.ended += 1
         mark_not_collapsed(response, settings.cache_status)
         settings.tell("on_result_for", self.request, self.route, response)
         return response
@@ -176,7 +175,7 @@ class Visit:
         return None
 
     def _hedge(self, waiter: Follower) -> RequestFlight:
-        hedge = self.table.hedge(self.target, self.request, self.certificate, self.key_value, self.settings.clock())
+        hedge = self.table.hedge(self.request, self.certificate, self.key_value, self.settings.clock())
         for flight in waiter.flights:
             if isinstance(flight, RequestFlight):
                 flight.hedge = hedge
@@ -202,8 +201,7 @@ class Visit:
         flight.subject = request
         run = _LateRun(self, flight, generation, waiter)
         settings.tell("on_executing_for", request, self.route)
-        counters.executed += 1
-        counters.in_flight += 1
+        counters.late += 1
         try:
             response = await self.handler(request)
         except BaseException as exception:
@@ -220,7 +218,7 @@ class Visit:
                 settings.tell("on_result_for", request, self.route, response)
                 return response
         finally:
-            counters.in_flight -= 1
+            counters.ended += 1
         return await self._given(elder)
 
 

@@ -138,12 +138,12 @@ class ReduceMiddleware:
                 # The same request, at the same door again: it would wait for itself.
                 return await handler(request)
         counters = known.counters
-        counters.total += 1
         settings = self._settings
         told = settings.hooks is not None
         if told:
             settings.tell("on_apply_for", request, known)
         if elder is not None and table.admits(elder, now):
+            counters.joined += 1
             if told:
                 settings.tell("on_reducing_for", request, known)
             visit = Visit(settings, table, request, handler, known, target, certificate, key_value, now)
@@ -152,8 +152,7 @@ class ReduceMiddleware:
         if told:
             settings.tell("on_executing_for", request, known)
         flight = table.open(target, request, certificate, key_value, now, elder)
-        counters.executed += 1
-        counters.in_flight += 1
+        counters.led += 1
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
         try:
@@ -162,7 +161,7 @@ class ReduceMiddleware:
             self._raised(flight, task, cancelling, request, known, exception)
             raise
         finally:
-            counters.in_flight -= 1
+            counters.ended += 1
         last_call = self._clock() - now > LAST_CALL_AFTER
         if not flight.waiters and not last_call:
             table.remove(flight)

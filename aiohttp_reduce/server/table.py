@@ -24,17 +24,17 @@ _MAX_WRITTEN: Final = 10_000
 class RequestFlight(Flight[Outcome]):
     """A flight of requests. `subject` is the request of the one who leads.
 
-    `identity` is the full identity, once it was needed; `certificate` and `key` were taken at arrival.
+    `identity` is the full identity, once it was needed; `certificate` and `key_value` were taken at arrival.
+    `crowds_target` is the target of a flight that stands under its identity, because another one was first.
     `hedge` is the flight that an overdue follower of this one leads: only other overdue followers join it.
     """
 
     subject: web.Request
-    target = ""
+    crowds_target = ""
     certificate: bytes | None = None
     key_value: Hashable = None
     identity: Hashable | None = None
     hedge: "RequestFlight | None" = None
-    standing_by_identity = False
 
 
 class Follower(Waiter[Outcome]):
@@ -72,7 +72,7 @@ class RequestTable(FlightTable[Outcome]):
     ) -> RequestFlight | None:
         """The latest flight of the request's identity, open or not."""
         first: Any = self.flights.get(target)
-        if first is not None and self._same(first, request, certificate, key_value):
+        if first is not None and self._same(first, target, request, certificate, key_value):
             flight: RequestFlight = first
             return flight
         if target in self.crowds:
@@ -95,49 +95,37 @@ class RequestTable(FlightTable[Outcome]):
         instead_of: RequestFlight | None,
     ) -> RequestFlight:
         """Lead a new flight, in place of `instead_of`, the one that `find` gave and that did not admit."""
-        key: Hashable = target
-        by_identity = False
-        if instead_of is not None:
-            key = instead_of.key
-            by_identity = instead_of.standing_by_identity
-        elif target in self.flights:
+        if self.flights.get(target) is instead_of:
+            flight = RequestFlight(self, target, request, now, now + self._max_age)
+            self.flights[target] = flight
+        else:
             key = self._identity(target, request, certificate, key_value)
-            by_identity = True
-            self.crowds[target] = self.crowds.get(target, 0) + 1
-        flight = RequestFlight(self, key, request, now, now + self._max_age)
-        if by_identity:
+            if key not in self.flights:
+                self.crowds[target] = self.crowds.get(target, 0) + 1
+            flight = RequestFlight(self, key, request, now, now + self._max_age)
             flight.identity = key
-            flight.standing_by_identity = True
-        self.flights[key] = flight
-        self._fill(flight, target, certificate, key_value)
+            flight.crowds_target = target
+            self.flights[key] = flight
+        if certificate is not None or key_value is not None:
+            flight.certificate = certificate
+            flight.key_value = key_value
         return flight
 
-    def hedge(
-        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, now: float
-    ) -> RequestFlight:
+    def hedge(self, request: web.Request, certificate: bytes | None, key_value: Hashable, now: float) -> RequestFlight:
         """A flight for overdue followers only: it does not stand in the table, and newcomers never join it."""
         flight = RequestFlight(self, object(), request, now, -math.inf)
-        self._fill(flight, target, certificate, key_value)
+        flight.certificate = certificate
+        flight.key_value = key_value
         return flight
-
-    @staticmethod
-    def _fill(flight: RequestFlight, target: str, certificate: bytes | None, key_value: Hashable) -> None:
-        flight.target = target
-        if certificate is not None:
-            flight.certificate = certificate
-        if key_value is not None:
-            flight.key_value = key_value
 
     def remove(self, flight: Flight[Any]) -> None:
         key = flight.key
         if self.flights.get(key) is flight:
             del self.flights[key]
-            if self.crowds and isinstance(flight, RequestFlight) and flight.standing_by_identity:
-                left = self.crowds[flight.target] - 1
-                if left:
-                    self.crowds[flight.target] = left
-                else:
-                    del self.crowds[flight.target]
+            if self.crowds and isinstance(flight, RequestFlight) and (target := flight.crowds_target):
+                self.crowds[target] -= 1
+                if not self.crowds[target]:
+                    del self.crowds[target]
 
     def wrote(self, path: str, now: float) -> None:
         """An unsafe request on the path is answered now: no flight begun before admits anyone any more."""
@@ -157,7 +145,12 @@ class RequestTable(FlightTable[Outcome]):
             written[path] = now
 
     def _same(
-        self, flight: RequestFlight, request: web.Request, certificate: bytes | None, key_value: Hashable
+        self,
+        flight: RequestFlight,
+        target: str,
+        request: web.Request,
+        certificate: bytes | None,
+        key_value: Hashable,
     ) -> bool:
         leader = flight.subject
         if flight.certificate != certificate or flight.key_value != key_value:
@@ -170,8 +163,8 @@ class RequestTable(FlightTable[Outcome]):
         ):
             return True
         if flight.identity is None:
-            flight.identity = self._identity(flight.target, leader, flight.certificate, flight.key_value)
-        return flight.identity == self._identity(flight.target, request, certificate, key_value)
+            flight.identity = self._identity(target, leader, flight.certificate, flight.key_value)
+        return flight.identity == self._identity(target, request, certificate, key_value)
 
     def _identity(self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable) -> Hashable:
         return (
