@@ -11,7 +11,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from aiohttp_reduce.server import ReduceMiddleware
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

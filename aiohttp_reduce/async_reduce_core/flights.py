@@ -19,8 +19,10 @@ import math
 import random
 import time
 from asyncio import get_running_loop
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Hashable
+from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -110,7 +112,8 @@ class Flight(Generic[T]):
     generation = 0
     under_way = True
     outcome: Any = PENDING
-    _deadlines: deque[tuple[float, asyncio.Future[Any]]] | None = None
+    sweep_at = 64
+    _deadlines: deque[tuple[float, Waiter[T]]] | None = None
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(
@@ -129,11 +132,27 @@ class Flight(Generic[T]):
         waiter.flights.append(self)
         if deadline == math.inf:
             return
-        if self._deadlines is None:
-            self._deadlines = deque()
-        self._deadlines.append((deadline, waiter.future))
+        deadlines = self._deadlines
+        if deadlines is None:
+            deadlines = self._deadlines = deque()
+        if not deadlines or deadlines[-1][0] <= deadline:
+            deadlines.append((deadline, waiter))
+        else:
+            insort(deadlines, (deadline, waiter), key=itemgetter(0))
+            if deadlines[0][1] is waiter:
+                self._stop_timer()
         if self._timer is None:
             self._arm(deadline)
+
+    def sweep(self) -> "dict[asyncio.Future[Any], Waiter[T] | None]":
+        """Drop the waiters that are done, and say in `sweep_at` at how many to look again.
+
+        For those who put bare futures into `waiters`: one that is cancelled does not take itself out, and a
+        flight that is stuck would gather them for ever.
+        """
+        self.waiters = {future: waiter for future, waiter in self.waiters.items() if not future.done()}
+        self.sweep_at = max(64, 2 * len(self.waiters))
+        return self.waiters
 
     def close(self) -> None:
         """Nobody joins any more. Whoever waits keeps waiting."""
@@ -220,13 +239,13 @@ class Flight(Generic[T]):
             return
         due = self.table.clock() + _TIMER_SLACK
         while deadlines:
-            deadline, future = deadlines[0]
-            waiter = self.waiters.get(future)
-            if waiter is not None and not future.done() and not waiter.leading:
+            deadline, waiter = deadlines[0]
+            if waiter.future in self.waiters and not waiter.leading:
                 if deadline > due:
                     self._arm(deadline)
                     return
-                future.set_result(Wake.OVERDUE)
+                if not waiter.future.done():
+                    waiter.future.set_result(Wake.OVERDUE)
             deadlines.popleft()
 
 

@@ -1,5 +1,6 @@
 """Hooks: objects that are told what a reducer does. A hook that raises is logged and disturbs nothing."""
 
+import asyncio
 import logging
 import sys
 from collections import Counter
@@ -60,7 +61,7 @@ def guarded(hook: Callable[..., None], *args: Any) -> None:
     """Call a hook; an exception in it is logged, and the call goes on."""
     try:
         hook(*args)
-    except Exception:
+    except (Exception, asyncio.CancelledError):  # a hook that asks a cancelled future for its result
         logger.exception("hook %r raised; the call goes on without it", hook)
 
 

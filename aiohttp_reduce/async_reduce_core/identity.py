@@ -1,7 +1,7 @@
 """What makes two coroutines the same call: the function and each argument, by equality and type.
 
-Never compares hashes or names: two keys are equal only if the code, the globals and the closure are the same
-objects and the arguments are equal and of equal types.
+Never compares hashes or names: two keys are equal only if the code and the globals are the same objects, and
+the values in the closure and the arguments are equal and of equal types.
 """
 
 import functools
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Coroutine, Hashable
 from types import CodeType, CoroutineType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 
 class NamedIdent(str):
@@ -59,7 +60,7 @@ def coroutine_key(coro: Coroutine[Any, Any, Any]) -> Hashable:
     if code.co_freevars:
         bound = dict(bound)
         closure = [(name, bound.pop(name)) for name in code.co_freevars if name in bound]
-        parts += [(name, typed(value) if _hashable(value) else id(value)) for name, value in closure]
+        parts += [(name, typed(value) if _hashable(value) else _Same(value)) for name, value in closure]
     # One flat tuple of types and values: the names are those of the code, in its order.
     for value in bound.values():
         cls = type(value)
@@ -96,6 +97,21 @@ _EXPLICIT = "explicit ident"
 _PLAIN = frozenset({str, bytes, int, bool, type(None)})
 
 
+class _Same:
+    """Compares a value by `is`, and keeps it: the id of one that a closure let go may be given to another."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def _hashable(value: Any) -> bool:
     try:
         hash(typed(value))
@@ -118,8 +134,14 @@ def location(coro: Coroutine[Any, Any, Any]) -> str:
     frame = getattr(coro, "cr_frame", None)
     module = _module_of_file(code.co_filename)
     if module is None and frame is not None:
-        module = frame.f_globals.get("__name__")
+        module = _modules_without_file[code] = str(frame.f_globals.get("__name__"))
+    elif module is None:
+        module = _modules_without_file.get(code)  # the coroutine has ended, and its globals are gone
     return f"{module or '<unknown module>'}:{qualname}"
+
+
+_modules_without_file: WeakKeyDictionary[CodeType, str] = WeakKeyDictionary()
+"""The modules of code that was typed in a console, a notebook or `exec`."""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -59,21 +59,32 @@ class AsyncReducer:
             guarded(hooks.on_executing_for if flight is None else hooks.on_reducing_for, coro, shown)
             # A hook may have called the reducer itself.
             flight = table.flights.get(key)
-        if flight is not None:
+        # An argument whose hash changed meanwhile leaves its flight in the table: one that ended wakes nobody.
+        if flight is not None and flight.under_way:
             coro.close()
-            flight.waiters[future] = None
+            waiters = flight.waiters
+            if len(waiters) >= flight.sweep_at:
+                waiters = flight.sweep()
+            waiters[future] = None
             return future
         flight = table.lead(key)
         flight.waiters[future] = None
         # A task factory may be asyncio's eager one, which would run the coroutine inside this call and let
         # it change what the next call's identity sees.
-        body = coro if loop.get_task_factory() is None else _after_the_call(coro)
-        execution = _execute(flight, body) if hooks is None else _execute_with_hooks(flight, body, hooks, coro, shown)
+        eager = loop.get_task_factory() is not None
+        if hooks is None:
+            execution = _execute(flight, coro, eager)
+        else:
+            execution = _execute_with_hooks(flight, coro, eager, hooks, shown)
         # Up to the first `_pause`, into its `try`: a task that is cancelled before its first step throws into
         # its coroutine without entering it, and nobody would end the flight. (A done callback would tell us
         # too, but a pass of the loop later: 12.5 us a call instead of 9, bench "core, sequential".)
         execution.send(None)
-        flight.subject = loop.create_task(execution)
+        try:
+            flight.subject = loop.create_task(execution)
+        except BaseException:
+            execution.close()
+            raise
         return future
 
     def forget(self, ident: Hashable | Coroutine[Any, Any, Any]) -> bool:
@@ -101,9 +112,11 @@ def _pause() -> Generator[None, None, None]:
     yield
 
 
-async def _execute(flight: Flight[Any], coro: Coroutine[Any, Any, Any]) -> None:
+async def _execute(flight: Flight[Any], coro: Coroutine[Any, Any, Any], eager: bool) -> None:
     try:
         await _pause()
+        if eager:
+            await _pause()
         result = await coro
     except BaseException as exception:
         _fail(flight, coro, exception)
@@ -111,41 +124,37 @@ async def _execute(flight: Flight[Any], coro: Coroutine[Any, Any, Any]) -> None:
         flight.finish(0, result)
 
 
-async def _after_the_call(coro: Coroutine[Any, Any, T]) -> T:
-    try:
-        await _pause()
-    except BaseException:
-        coro.close()
-        raise
-    return await coro
-
-
 async def _execute_with_hooks(
     flight: Flight[Any],
-    body: Coroutine[Any, Any, Any],
-    hooks: BaseHooks,
     coro: Coroutine[Any, Any, Any],
+    eager: bool,
+    hooks: BaseHooks,
     shown: Hashable,
 ) -> None:
     try:
         await _pause()
-        result = await body
+        if eager:
+            await _pause()
+        result = await coro
     except BaseException as exception:
         guarded(hooks.on_exception_for, coro, shown, exception)
-        _fail(flight, body, exception)
+        _fail(flight, coro, exception)
     else:
         guarded(hooks.on_result_for, coro, shown, result)
         flight.finish(0, result)
 
 
+_FOR_THE_LOOP = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+
+
 def _fail(flight: Flight[Any], coro: Coroutine[Any, Any, Any], exception: BaseException) -> None:
     """End the flight by the exception; what is for the loop rather than for those who wait is raised again."""
     coro.close()
-    if isinstance(exception, GeneratorExit):
+    if asyncio._get_running_loop() is flight.table.loop:
+        flight.fail(0, exception)
+    else:
         flight.close()  # the loop is gone, and with it whoever waited
-        raise exception
-    flight.fail(0, exception)
-    if not isinstance(exception, Exception):
+    if isinstance(exception, _FOR_THE_LOOP):
         raise exception
 
 
@@ -172,7 +181,8 @@ def async_reduceable(
             try:
                 future = reducer(coro)
             except BaseException:
-                coro.close()
+                if isinstance(coro, Coroutine):
+                    coro.close()
                 raise
             return await future
 

@@ -1,0 +1,329 @@
+"""Section 3, "Who waits together": what must be equal, and what is left out."""
+
+import asyncio
+import datetime
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_reduce import reduce_middleware
+from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, ReduceMiddleware
+from aiohttp_reduce.server.identity import Selection, forwarded_host_and_proto
+from tests.harness import Gate, Server, Start, app_with, eventually
+
+Pairs = list[tuple[str, str]]
+
+
+async def runs_for(serve: Start, middleware: ReduceMiddleware, *requests: dict[str, Any], **app: Any) -> int:
+    """How many runs these requests in flight at once cost."""
+    gate = Gate()
+
+    async def handler(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text="ok")
+
+    server = await serve(app_with(handler, middleware, path="/{tail:.*}", **app), middleware=middleware)
+    sent = []
+    for number, request in enumerate(requests, 1):
+        sent.append(await server.send(**{"target": "/", **request}))
+        await eventually(lambda number=number: server.figure("in_flight") + server.figure("waiting") == number)  # type: ignore[misc]
+    runs = gate.runs
+    gate.open()
+    for connection, request in zip(sent, requests, strict=True):
+        reply = await connection.receive(head_only=request.get("method") == "HEAD")
+        assert reply.status == 200
+    await eventually(server.nothing_is_left)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"method": "GET"}, {"method": "HEAD"}),
+        ({"version": "HTTP/1.1"}, {"version": "HTTP/1.0"}),
+        ({"host": "a.example"}, {"host": "b.example"}),
+        ({"host": "a.example"}, {"host": "A.example"}),
+        ({"target": "/a"}, {"target": "/b"}),
+        ({"target": "/a"}, {"target": "/%61"}),
+        ({"target": "/a"}, {"target": "/a?"}),
+        ({"target": "/?a=1&b=2"}, {"target": "/?b=2&a=1"}),
+        ({"headers": {"X-Api-Key": "one"}}, {"headers": {"X-Api-Key": "two"}}),
+        ({"headers": {"X-Tenant": "one"}}, {}),
+        ({"headers": {"Accept": "a/b"}}, {"headers": {"Accept": "a/c"}}),
+        ({"headers": {"Authorization": "Basic a"}}, {"headers": {"Authorization": "Basic b"}}),
+        ({"headers": {"Cookie": "session=1"}}, {"headers": {"Cookie": "session=2"}}),
+        ({"headers": {"Cookie": "session=1"}}, {}),
+        ({"headers": [("X-A", "1"), ("X-A", "2")]}, {"headers": [("X-A", "2"), ("X-A", "1")]}),
+        ({"headers": [("X-A", "1"), ("X-A", "2")]}, {"headers": [("X-A", "1")]}),
+        ({"headers": [("X-A", "1")]}, {"headers": [("X-B", "1")]}),
+        ({"headers": {"X-Forwarded-Host": "a"}}, {"headers": {"X-Forwarded-Host": "b"}}),
+        ({"headers": {"X-Forwarded-Proto": "http"}}, {"headers": {"X-Forwarded-Proto": "https"}}),
+        ({"headers": {"X-Forwarded-Port": "1"}}, {}),
+        ({"headers": {"Via": "1.1 a"}}, {}),
+        ({"headers": {"CDN-Loop": "a"}}, {}),
+        ({"headers": {"Sec-Fetch-Mode": "cors"}}, {}),
+        ({"headers": {"Range": "bytes=0-1"}}, {}),
+        ({"headers": {"If-None-Match": '"a"'}}, {}),
+        ({"headers": {"Origin": "http://a"}}, {}),
+        ({"headers": {"Forwarded": "for=1;host=a"}}, {"headers": {"Forwarded": "for=1;host=b"}}),
+    ],
+)
+async def test_what_is_in_the_identity_keeps_requests_apart(
+    serve: Start, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert await runs_for(serve, reduce_middleware(), one, other) == 2
+
+
+def ignored_examples() -> list[str]:
+    return sorted(name.replace("*", "Anything") for name in DEFAULT_IGNORE_HEADERS if name != "Upgrade")
+
+
+@pytest.mark.parametrize("name", ignored_examples())
+async def test_each_header_of_the_table_is_left_out(serve: Start, name: str) -> None:
+    values = ("keep-alive", "Keep-Alive") if name == "Connection" else ("one", "two")
+    one, other = ({"headers": {name: value}} for value in values)
+    assert await runs_for(serve, reduce_middleware(), one, other, {}) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"headers": [("X-A", "1"), ("X-B", "2")]}, {"headers": [("X-B", "2"), ("X-A", "1")]}),
+        ({"headers": {"Accept": "a/b"}}, {"headers": {"accept": "a/b"}}),
+        ({"headers": {"Cookie": "_ga=1; session=1"}}, {"headers": {"Cookie": "session=1; _ga_XYZ=2;_gid=3"}}),
+        ({"headers": {"Cookie": "_ga=1"}}, {}),
+        ({"headers": {"Forwarded": "for=1.2.3.4;proto=http"}}, {"headers": {"Forwarded": "for=5.6.7.8; PROTO=http"}}),
+        ({"headers": {"User-Agent": "a", "X-Request-ID": "1"}}, {"headers": {"X-Real-IP": "1.2.3.4", "DNT": "1"}}),
+    ],
+)
+async def test_what_is_not_in_the_identity_does_not_keep_requests_apart(
+    serve: Start, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert await runs_for(serve, reduce_middleware(), one, other) == 1
+
+
+async def test_selected_headers_are_just_these_in_any_case(serve: Start) -> None:
+    def middleware() -> ReduceMiddleware:
+        return reduce_middleware(headers=("accept", "ACCEPT-language"))
+
+    apart = ({"headers": {"Accept-Language": "de"}}, {"headers": {"Accept-Language": "en"}})
+    together = ({"headers": {"X-Api-Key": "1"}}, {"headers": {"X-Api-Key": "2"}})
+    assert await runs_for(serve, middleware(), *apart) == 2
+    assert await runs_for(serve, middleware(), *together) == 1
+    assert await runs_for(serve, middleware(), {"host": "a"}, {"host": "b"}) == 2
+
+
+async def test_ignore_headers_replaces_the_table_and_or_extends_it(serve: Start) -> None:
+    requests = ({"headers": {"X-Noise": "1"}}, {"headers": {"X-Noise": "2", "User-Agent": "b"}})
+    assert await runs_for(serve, reduce_middleware(), *requests) == 2
+    assert await runs_for(serve, reduce_middleware(ignore_headers={"x-noise"}), *requests) == 2
+    assert await runs_for(serve, reduce_middleware(ignore_headers=DEFAULT_IGNORE_HEADERS | {"x-noi*"}), *requests) == 1
+
+
+async def test_ignore_cookies_replaces_the_table_and_or_extends_it(serve: Start) -> None:
+    requests = ({"headers": {"Cookie": "theme=1"}}, {"headers": {"Cookie": "theme=2; _ga=1"}})
+    assert await runs_for(serve, reduce_middleware(), *requests) == 2
+    assert await runs_for(serve, reduce_middleware(ignore_cookies={"theme"}), *requests) == 2
+    assert await runs_for(serve, reduce_middleware(ignore_cookies=DEFAULT_IGNORE_COOKIES | {"theme"}), *requests) == 1
+
+
+async def test_many_identities_on_one_target_are_told_apart_and_found_again(serve: Start) -> None:
+    users = [{"headers": {"X-User": str(number)}} for number in range(50)]
+    assert await runs_for(serve, reduce_middleware(), *users, *users, *reversed(users)) == 50
+
+
+async def test_the_first_of_a_target_may_end_while_others_are_under_way(serve: Start) -> None:
+    gates = {"a": Gate(), "b": Gate()}
+
+    async def handler(request: web.Request) -> web.Response:
+        user = request.headers["X-User"]
+        return web.Response(text=f"{user}{await gates[user].wait()}")
+
+    middleware = reduce_middleware()
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    first = await server.send("/", {"X-User": "a"})
+    await gates["a"].entered()
+    second = await server.send("/", {"X-User": "b"})
+    await gates["b"].entered()
+    gates["a"].open()
+    assert (await first.receive()).text == "a1"
+    await asyncio.sleep(0.01)
+    third = await server.send("/", {"X-User": "b"})
+    await server.waiting(1)
+    gates["b"].open()
+    assert [(await one.receive()).text for one in (second, third)] == ["b1", "b1"]
+    await eventually(server.nothing_is_left)
+
+
+async def test_key_is_added_to_the_rest_and_never_replaces_it(serve: Start) -> None:
+    def middleware() -> ReduceMiddleware:
+        return reduce_middleware(key=lambda request: request.headers.get("User-Agent"))
+
+    same, other_key = {"headers": {"User-Agent": "a"}}, {"headers": {"User-Agent": "b"}}
+    other_target = {"headers": {"User-Agent": "a"}, "target": "/else"}
+    assert await runs_for(serve, middleware(), same, same) == 1
+    assert await runs_for(serve, middleware(), same, other_key) == 2
+    assert await runs_for(serve, middleware(), same, other_target) == 2
+
+
+async def test_key_is_compared_with_its_type(serve: Start) -> None:
+    values: dict[str, object] = {"a": 1, "b": True, "c": 1.0, "d": (1,), "e": (True,)}
+    middleware = reduce_middleware(key=lambda request: values[request.headers["User-Agent"]])  # type: ignore[arg-type, return-value]
+    assert await runs_for(serve, middleware, *[{"headers": {"User-Agent": name}} for name in values]) == 5
+
+
+@pytest.mark.filterwarnings("ignore::aiohttp.web_exceptions.NotAppKeyWarning")
+async def test_key_is_evaluated_at_arrival(serve: Start) -> None:
+    """What a handler changes while it runs does not let others in."""
+    gate = Gate()
+
+    @web.middleware
+    async def user(request: web.Request, handler: Any) -> Any:
+        request["user"] = request.headers["User-Agent"]
+        return await handler(request)
+
+    async def handler(request: web.Request) -> web.Response:
+        mine = request["user"]
+        request["user"] = "b"
+        await gate.wait()
+        return web.Response(text=mine)
+
+    middleware = reduce_middleware(key=lambda request: request["user"])
+    server = await serve(app_with(handler, middleware, outer=[user]), middleware=middleware)
+    sent = []
+    for number, name in enumerate("ab", 1):
+        sent.append(await server.send("/", {"User-Agent": name}))
+        await gate.entered(number)
+    gate.open()
+    assert [(await one.receive()).text for one in sent] == ["a", "b"]
+
+
+@pytest.mark.parametrize("key", [lambda request: 1 / 0, lambda request: []])
+async def test_a_key_that_raises_is_logged_and_that_request_bypasses(
+    serve: Start, key: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    middleware = reduce_middleware(key=key)
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    assert (await server.get("/")).text == "ok"
+    assert server.figure("bypassed") == {"key-error": 1}
+    assert any("key raised" in record.message for record in caplog.records)
+
+
+async def test_the_request_is_taken_as_it_stands_at_the_door(serve: Start) -> None:
+    @web.middleware
+    async def clones(request: web.Request, handler: Any) -> Any:
+        scheme = request.headers["User-Agent"]
+        return await handler(request.clone(scheme=scheme))
+
+    requests = [{"headers": {"User-Agent": scheme}} for scheme in ("http", "https")]
+    assert await runs_for(serve, reduce_middleware(), *requests, outer=[clones]) == 2
+
+
+async def test_a_host_that_an_outer_middleware_set_is_compared(serve: Start) -> None:
+    @web.middleware
+    async def clones(request: web.Request, handler: Any) -> Any:
+        return await handler(request.clone(host=request.headers["User-Agent"]))
+
+    requests = [{"headers": {"User-Agent": host}, "target": "http://x/"} for host in ("a", "b")]
+    assert await runs_for(serve, reduce_middleware(), *requests, outer=[clones]) == 2
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed authority, a server certificate and two client certificates, in PEM files."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    folder = tmp_path_factory.mktemp("certificates")
+    now = datetime.datetime.now(datetime.UTC)
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+
+    def write(name: str) -> None:
+        own = authority_key if name == "authority" else ec.generate_private_key(ec.SECP256R1())
+        subject = authority_name if name == "authority" else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(authority_name)
+            .public_key(own.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=name == "authority", path_length=None), critical=True)
+            .sign(authority_key, hashes.SHA256())
+        )
+        pem = serialization.Encoding.PEM
+        private = own.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(pem) + private)
+
+    for name in ("authority", "server", "alice", "bob"):
+        write(name)
+    return folder
+
+
+async def test_tls_client_certificates_keep_requests_apart(serve: Start, certificates: Path) -> None:
+    gate = Gate()
+
+    async def handler(request: web.Request) -> web.Response:
+        run = await gate.wait()
+        subject = request.get_extra_info("ssl_object").getpeercert()["subject"]
+        return web.Response(text=f"{subject[0][0][1]} {run}")
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "authority.pem"))
+    context.load_cert_chain(certificates / "server.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    middleware = reduce_middleware()
+    server: Server = await serve(app_with(handler, middleware), middleware=middleware, tls=context)
+    sent = []
+    for number, name in enumerate(("alice", "bob", "alice"), 1):
+        client = ssl.create_default_context(cafile=str(certificates / "authority.pem"))
+        client.load_cert_chain(certificates / f"{name}.pem")
+        connection = await server.connect(client)
+        await connection.send("/")
+        sent.append(connection)
+        await eventually(lambda number=number: server.figure("in_flight") + server.figure("waiting") == number)  # type: ignore[misc]
+    assert gate.runs == 2
+    gate.open()
+    texts = [(await connection.receive()).text for connection in sent]
+    assert texts == ["alice 1", "bob 2", "alice 1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        (b"for=1.2.3.4", b""),
+        (b"for=1.2.3.4;host=a;proto=http", b"host=a;proto=http"),
+        (b"For=1 ; Host=A ; by=x", b"host=A"),
+        (b"for=1, for=2;proto=https", b"proto=https"),
+        (b'for="[::1]:80";host="a,b;c"', b'host="a,b;c"'),
+        (b'host="a\\"b"', b'host="a\\"b"'),
+        # Malformed: the whole line, so that nobody is joined by mistake.
+        (b'for="1;host=a', b'for="1;host=a'),
+        (b"host", b"host"),
+        (b"host=a b", b"host=a b"),
+        (b"", b""),
+        (b";;,", b""),
+    ],
+)
+def test_of_forwarded_only_host_and_proto_are_compared(line: bytes, kept: bytes) -> None:
+    assert forwarded_host_and_proto(line) == kept
+
+
+def test_the_memory_of_header_names_is_bounded() -> None:
+    selection = Selection(None, DEFAULT_IGNORE_HEADERS, DEFAULT_IGNORE_COOKIES)
+
+    class Request:
+        raw_headers = tuple((b"X-%d" % number, b"") for number in range(20_000))
+
+    selection.headers_of(Request)  # type: ignore[arg-type]
+    assert len(selection._names) <= 4096
