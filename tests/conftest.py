@@ -1,6 +1,7 @@
 """What all tests share: both event loops, and a real server on a real socket."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -40,3 +41,19 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
     yield start
     for server in servers:
         await server.stop()
+
+
+@pytest_asyncio.fixture
+async def noise(caplog: pytest.LogCaptureFixture) -> AsyncIterator[list[Any]]:
+    """What the loop's exception handler and asyncio's log were told; the test fails if it is anything."""
+    told: list[Any] = []
+    gc.collect()  # what earlier tests left behind
+    caplog.clear()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context))
+    yield told
+    await asyncio.sleep(0)
+    gc.collect()
+    loop.set_exception_handler(None)
+    assert not told
+    assert not [record for record in caplog.records if record.name == "asyncio"]

@@ -1,0 +1,201 @@
+"""The examples run, and each shows its point."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+
+from examples import basic, core_only, demo, demo_app, per_user_key, stats_behind_auth
+from tests.harness import PATIENCE, Gate, eventually
+
+Client = TestClient[web.Request, web.Application]
+StartClient = Callable[[web.Application], Awaitable[Client]]
+
+ROOT = Path(__file__).parent.parent
+
+
+def figures(app: web.Application) -> dict[str, Any]:
+    """The figures of the application's innermost middleware."""
+    middleware: Any = app.middlewares[-1]
+    return middleware.stats  # type: ignore[no-any-return]
+
+
+async def text_of(client: Client, path: str, **headers: str) -> str:
+    async with client.get(path, headers=headers) as response:
+        assert response.status == 200
+        return await response.text()
+
+
+async def test_basic_runs_the_handler_once_for_a_herd(
+    aiohttp_client: StartClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+
+    async def read_headlines() -> list[str]:
+        return [f"run {await gate.wait()}"]
+
+    monkeypatch.setattr(basic, "read_headlines", read_headlines)
+    app = basic.make_app()
+    client = await aiohttp_client(app)
+    herd = asyncio.gather(*[text_of(client, "/news") for _ in range(10)])
+    await eventually(lambda: figures(app)["waiting"] == 9)
+    gate.open()
+    assert await herd == ['["run 1"]'] * 10
+    stats = await (await client.get("/_reduce/stats")).json()
+    assert (stats["total"], stats["executed"], stats["reduced"]) == (10, 1, 9)
+
+
+async def test_per_user_key_shares_between_the_devices_of_one_user_only(
+    aiohttp_client: StartClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+
+    async def read_orders(name: str) -> list[str]:
+        await gate.wait()
+        return [name]
+
+    monkeypatch.setattr(per_user_key, "read_orders", read_orders)
+    app = per_user_key.make_app()
+    client = await aiohttp_client(app)
+    keys = ["alice-laptop", "alice-phone", "bob-laptop"] * 3
+    herd = asyncio.gather(*[text_of(client, "/orders", **{"X-Api-Key": key}) for key in keys])
+    await eventually(lambda: figures(app)["waiting"] == 7)
+    assert gate.runs == 2
+    gate.open()
+    assert await herd == ['["alice"]', '["alice"]', '["bob"]'] * 3
+    assert figures(app)["unshared"] == {}
+    async with client.get("/orders", headers={"X-Api-Key": "of nobody"}) as response:
+        assert response.status == 401
+
+
+async def test_stats_behind_auth_answers_to_the_token_only(aiohttp_client: StartClient) -> None:
+    client = await aiohttp_client(stats_behind_auth.make_app("secret"))
+    assert await text_of(client, "/hello") == "hello"
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        async with client.get("/admin/stats", headers=headers) as response:
+            assert response.status == 401
+    async with client.get("/admin/stats", headers={"Authorization": "Bearer secret"}) as response:
+        assert (await response.json())["routes"]["/hello"]["executed"] == 1
+    async with client.get("/_reduce/stats") as response:
+        assert response.status == 404
+
+
+async def test_stats_behind_auth_is_never_reduced(aiohttp_client: StartClient) -> None:
+    app = stats_behind_auth.make_app("secret")
+    client = await aiohttp_client(app)
+    await text_of(client, "/admin/stats", Authorization="Bearer secret")
+    assert figures(app)["bypassed"] == {"never_reduce": 1}
+
+
+def test_stats_behind_auth_wants_a_token() -> None:
+    with pytest.raises(ValueError, match="token takes a secret"):
+        stats_behind_auth.make_app("")
+
+
+async def test_core_only_asks_the_database_once_for_equal_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    await core_only.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.findall(r"asked (\d+) time", line) for line in lines] == [["1"], ["1"], ["3"]]
+    assert "{3}" in lines[0]
+    assert "{8}" in lines[1]
+    assert "[3, 5, 8]" in lines[2]
+
+
+@pytest.mark.parametrize(("reduce", "runs"), [(False, 10), (True, 1)])
+async def test_the_demo_app_runs_one_query_for_a_herd_with_the_middleware(
+    aiohttp_client: StartClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reduce: bool, runs: int
+) -> None:
+    held = threading.Event()
+    report_of = demo_app.report_of
+
+    def report_of_when_let_go(*args: Any) -> dict[str, Any]:
+        assert held.wait(PATIENCE)
+        return report_of(*args)
+
+    monkeypatch.setattr(demo_app, "report_of", report_of_when_let_go)
+    database = tmp_path / "sales.sqlite"
+    demo_app.create_database(database, sales=1_000)
+    app = demo_app.make_app(database, reduce=reduce)
+    client = await aiohttp_client(app)
+    herd = asyncio.gather(*[text_of(client, "/report?region=3") for _ in range(10)])
+    try:
+        if reduce:
+            await eventually(lambda: figures(app)["waiting"] == 9)
+        else:
+            await eventually(lambda: app[demo_app.RUNS].total() == 10)
+    finally:
+        held.set()
+    assert len(set(await herd)) == 1
+    async with client.post("/usage") as response:
+        assert (await response.json())["runs"] == runs
+
+
+async def test_the_demo_app_refuses_what_is_not_there(aiohttp_client: StartClient, tmp_path: Path) -> None:
+    database = tmp_path / "sales.sqlite"
+    demo_app.create_database(database, sales=10)
+    client = await aiohttp_client(demo_app.make_app(database, reduce=True))
+    for path, status in (("/report?region=7", 400), ("/report", 400), ("/item/11", 404), ("/item/x", 404)):
+        async with client.get(path) as response:
+            assert response.status == status
+
+
+def table_rows(output: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Requests and handler runs, by scenario and middleware, of the table that the demo prints."""
+    rows = re.findall(r"^(\S.*?) +(with|without) +([\d,]+) +([\d,]+) +[\d,.]+ +[\d,.]+ +[\d.]+$", output, re.MULTILINE)
+    return {(row[0], row[1]): (int(row[2].replace(",", "")), int(row[3].replace(",", ""))) for row in rows}
+
+
+def test_the_demo_ends_by_itself_and_tells_what_was_saved() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.demo", "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = table_rows(done.stdout)
+    same, few, different = (scenario.title for scenario in demo.scenarios(quick=True))
+    assert rows[same, "without"] == rows[few, "without"] == (20, 20)
+    # One and five, unless this machine pauses the demo for as long as a query takes.
+    assert rows[same, "with"][0] == 20
+    assert 1 <= rows[same, "with"][1] <= 5
+    assert 5 <= rows[few, "with"][1] <= 15
+    assert rows[different, "without"] == rows[different, "with"] == (100, 100)
+    assert '"/report": {' in done.stdout
+    saved = sum(row[1] if middleware == "without" else -row[1] for (_, middleware), row in rows.items())
+    assert f"reduce_middleware() saved {saved} of 140 handler runs" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ("raise SystemExit(3)", "the server ended before it listened"),
+        ("import time; time.sleep(60)", "the server did not start within"),
+    ],
+)
+def test_the_demo_fails_with_a_message_where_the_server_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: str, message: str
+) -> None:
+    monkeypatch.setattr(demo, "server_command", lambda *args, **options: [sys.executable, "-c", server])
+    monkeypatch.setattr(demo, "_START", 0.5 if "sleep" in server else PATIENCE)
+    assert demo.main(["--quick"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_demo_fails_with_a_message_where_an_answer_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected_answers = demo.expected_answers
+    monkeypatch.setattr(demo, "expected_answers", lambda *args: {**expected_answers(*args), "/item/1": None})
+    assert demo.main(["--quick"]) == 1
+    assert "The demo failed: GET /item/1 was answered with" in capsys.readouterr().err
