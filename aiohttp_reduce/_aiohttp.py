@@ -6,7 +6,6 @@ fails where one of them goes or changes its meaning.
 
 import functools
 from collections.abc import Callable, Mapping
-from http.cookies import SimpleCookie
 from typing import Any, Final
 
 from aiohttp import StreamReader, hdrs, payload, web
@@ -89,23 +88,18 @@ _OF_ONE_SENDING = frozenset({
 })  # fmt: skip
 
 
-def response_fields(response: web.StreamResponse) -> dict[str, Any]:
-    """The attributes that a copy of the response shares with it: all but those of one sending."""
-    return {name: value for name, value in vars(response).items() if name not in _OF_ONE_SENDING}
+def fields_of_any_sending(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a response's attributes, those that a copy of it shares with it: all but those of one sending."""
+    return {name: value for name, value in fields.items() if name not in _OF_ONE_SENDING}
 
 
-def response_cookies(response: web.StreamResponse) -> SimpleCookie | None:
-    """The cookies to be set, or None. (`response.cookies` makes an empty jar where there was none.)"""
-    cookies = response._cookies
-    return cookies or None
+def sets_cookies(response: web.StreamResponse) -> bool:
+    """Whether there are cookies to be set. (`response.cookies` makes an empty jar where there was none.)"""
+    return bool(response._cookies)
 
 
 def rebuild(
-    cls: type[web.StreamResponse],
-    fields: Mapping[str, Any],
-    headers: CIMultiDict[str],
-    cookies: SimpleCookie | None,
-    state: Mapping[Any, Any],
+    cls: type[web.StreamResponse], fields: Mapping[str, Any], headers: CIMultiDict[str], state: Mapping[Any, Any]
 ) -> web.StreamResponse:
     """A response object of its own, of the given class, without running its `__init__` (3.12 attributes)."""
     response = cls.__new__(cls)
@@ -113,18 +107,12 @@ def rebuild(
     attributes.update(fields)
     attributes["_headers"] = headers.copy()
     attributes["_state"] = dict(state)
-    if cookies is not None:
-        jar: SimpleCookie = SimpleCookie()
-        for name, morsel in cookies.items():
-            jar[name] = morsel.value
-            jar[name].update(morsel)
-        attributes["_cookies"] = jar
     return response
 
 
 def response_state(response: web.StreamResponse) -> dict[Any, Any]:
-    """The response mapping (`response["key"]`), copied."""
-    return dict(response.items())
+    """The response mapping (`response["key"]`), copied. Its `items()` is written in Python."""
+    return response._state.copy()
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,8 +159,7 @@ def compresses_whole_body(response: web.StreamResponse) -> bool:
     `_do_start_compression` (3.0) is that step; it is given the coding that was negotiated.
     """
     return (
-        response.compression
-        and isinstance(response, web.Response)
+        isinstance(response, web.Response)
         and type(response)._do_start_compression is web.Response._do_start_compression
         and not response.chunked
         and isinstance(response.body, bytes)

@@ -55,15 +55,13 @@ def vary_names(lines: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(names))
 
 
-def judge(
-    headers: CIMultiDict[str], *, sets_cookies: bool, has_credentials: bool, in_identity: Callable[[str], bool]
-) -> Verdict:
+def judge(headers: CIMultiDict[str], *, has_credentials: bool, in_identity: Callable[[str], bool]) -> Verdict:
     """Who may share an answer with these headers.
 
     `has_credentials`: the identity holds what the answer was made for (credentials, or a value of `key`).
     `in_identity` says of a header name in lower case whether the identity holds all of that header.
     """
-    if sets_cookies or hdrs.SET_COOKIE in headers:
+    if hdrs.SET_COOKIE in headers:
         return Verdict(Unshared.SET_COOKIE)
     if hdrs.CACHE_CONTROL in headers:
         directives = cache_directives(headers.getall(hdrs.CACHE_CONTROL))

@@ -180,20 +180,23 @@ async def test_the_first_callers_cancellation_poisons_nobody(noise: list[Any]) -
 
 async def test_a_task_group_that_fails_around_the_first_caller_poisons_nobody(noise: list[Any]) -> None:
     reducer, work = AsyncReducer(), Work()
-    follower: asyncio.Task[Any] | None = None
 
     async def fail() -> None:
         await work.started.wait()
         raise ValueError
 
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(waiting(reducer, work))
+            tasks.create_task(fail())
+
+    grouped = asyncio.ensure_future(group())
+    follower = caller(reducer, work)
     with pytest.raises(ExceptionGroup):
-        async with asyncio.TaskGroup() as group:
-            group.create_task(waiting(reducer, work))
-            follower = asyncio.ensure_future(waiting(reducer, work))
-            group.create_task(fail())
+        await grouped
     work.gate.set()
-    assert follower is not None
     assert await follower == "result"
+    assert (work.executions, work.cancelled) == (1, 0)
 
 
 # -- the execution's own task

@@ -268,7 +268,8 @@ async def test_debug_hooks_show_the_automatic_identity() -> None:
     await AsyncReducer(DebugHooks(stream))(echo(1))
     line = stream.getvalue().splitlines()[0]
     assert re.fullmatch(
-        r"\[tests\.test_core_hooks:echo\(<state_hash:-?\d+>\)\] apply async_reduce\(\) for <coroutine object echo at .*>",
+        r"\[tests\.test_core_hooks:echo\(<state_hash:-?\d+>\)\] "
+        r"apply async_reduce\(\) for <coroutine object echo at .*>",
         line,
     )
 

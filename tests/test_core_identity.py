@@ -177,7 +177,7 @@ async def test_functions_that_share_a_qualified_name_are_told_apart() -> None:
 
     first = f
 
-    async def f() -> str:  # type: ignore[no-redef]  # noqa: F811
+    async def f() -> str:  # type: ignore[no-redef]
         return "second"
 
     assert first.__qualname__ == f.__qualname__

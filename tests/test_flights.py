@@ -1,7 +1,6 @@
 """The lower-level door: flights, their waiters and their table. One section for each invariant."""
 
 import asyncio
-import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -687,13 +686,6 @@ def test_leaving_on_a_closed_loop_is_no_error() -> None:
     waiter.promotion = (flight, 0)
     waiter.leave()
     assert not flight.under_way
-
-
-def test_a_flight_that_nobody_holds_is_freed() -> None:
-    table, _, _ = _on_a_closed_loop()
-    table.flights.clear()
-    gc.collect()
-    assert not [each for each in gc.get_objects() if isinstance(each, Flight) and each.table is table]
 
 
 # -- the fields of a flight

@@ -14,7 +14,8 @@ from aiohttp.typedefs import Handler
 from .. import _aiohttp
 from ..async_reduce_core import PENDING, Wake
 from ..stats import Route
-from .leading import LAST_CALL_AFTER, Settings, is_error, is_for_the_loop, land, left
+from .last_call import LAST_CALL_AFTER
+from .leading import Settings, is_error, is_for_the_loop, land, left
 from .replay import Outcome, mark_not_collapsed
 from .table import Follower, RequestFlight, RequestTable
 
@@ -67,6 +68,8 @@ class Visit:
         if landed is not PENDING:
             landed.herd += 1
             counters.largest_herd = max(counters.largest_herd, landed.herd)
+            if landed.refuses(self.request) and landed.verdict.reason is not None:
+                flight.close()  # it is for nobody; those to come lead their own
             return await self._given(landed)
         waiter = Follower(self.table.loop, self.arrived, self.request)
         flight.join(waiter, self.arrived + self.settings.max_wait)

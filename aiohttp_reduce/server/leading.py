@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from .. import _aiohttp
-from ..async_reduce_core import BaseHooks, Flight, NamedIdent
+from ..async_reduce_core import BaseHooks, NamedIdent
 from ..async_reduce_core.hooks import guarded
 from ..policy import Verdict
 from ..stats import Counters, Route, Unshared
@@ -22,16 +22,6 @@ from .replay import Failure, Outcome, captured
 from .table import RequestFlight
 
 logger = logging.getLogger("aiohttp_reduce")
-
-# A handler that took longer (seconds) may have kept the loop from reading requests that had arrived.
-LAST_CALL_AFTER: Final = 0.001
-# Passes of the loop from the end of such a handler to the end of the last call: the rest of the current one,
-# one that reads the sockets, one that wakes the connection's task, one that starts the handler's (before 3.12).
-LAST_CALL_PASSES: Final = 4
-# Each request that still joins makes the last call begin anew, for at most so long (seconds) in all: uvloop
-# accepts one connection in a pass, so that a herd on fresh connections comes one by one (m: a herd of 200 on a
-# handler that burns 5 ms was 49 runs without this, and is 1 with it).
-LAST_CALL_AT_MOST: Final = 0.1
 
 _FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -106,24 +96,15 @@ def land(
         logger.exception("cannot capture %r for others; they run by themselves", type(result))
         outcome = Outcome(request, Verdict(Unshared.RESPONSE_CLASS))
     outcome.herd = herd = len(flight.waiters) + 1
-    counters.largest_herd = max(counters.largest_herd, herd)
+    if herd > 1:
+        counters.largest_herd = max(counters.largest_herd, herd)
     linger = last_call and outcome.verdict.reason is None
     if flight.finish(generation, outcome, linger=linger) and linger:
-        _last_call(flight, outcome, outcome.herd, LAST_CALL_PASSES, settings.clock() + LAST_CALL_AT_MOST)
+        flight.table.last_call.begin(flight, outcome)
 
 
 NO_KEY: Final = (type(None), None)
 """The typed value of a `key` function that gave None."""
-
-
-def _last_call(flight: Flight[Outcome], outcome: Outcome, herd: int, passes: int, until: float) -> None:
-    table = flight.table
-    if outcome.herd > herd and table.clock() < until:
-        passes = LAST_CALL_PASSES
-    if passes:
-        table.loop.call_soon(_last_call, flight, outcome, outcome.herd, passes - 1, until)
-    else:
-        flight.close()
 
 
 def is_for_the_loop(exception: BaseException | None) -> bool:

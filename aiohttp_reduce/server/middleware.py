@@ -24,7 +24,8 @@ from . import options
 from .access import local_only
 from .following import Visit
 from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, Selection
-from .leading import LAST_CALL_AFTER, Settings, is_error, land, left
+from .last_call import LAST_CALL_AFTER
+from .leading import Settings, is_error, land, left
 from .marks import is_marked, never_reduce
 from .table import RequestFlight, RequestTable
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from .. import _aiohttp
 from ..async_reduce_core import Flight, FlightTable, Waiter
 from .identity import Selection
+from .last_call import LastCall
 from .replay import Outcome
 
 # So many recently written paths are remembered one by one; with more, a write closes every flight.
@@ -29,6 +30,7 @@ class RequestFlight(Flight[Outcome]):
     `hedge` is the flight that an overdue follower of this one leads: only other overdue followers join it.
     """
 
+    table: "RequestTable"
     subject: web.Request
     crowds_target = ""
     certificate: bytes | None = None
@@ -53,12 +55,13 @@ class Follower(Waiter[Outcome]):
 class RequestTable(FlightTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_max_age", "_selection", "_written", "_written_all", "crowds")
+    __slots__ = ("_max_age", "_selection", "_written", "_written_all", "crowds", "last_call")
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
     ) -> None:
         super().__init__(loop, clock)
+        self.last_call = LastCall(loop, clock)
         self._selection = selection
         self._max_age = max_age
         # How many flights stand under their full identity, by target.

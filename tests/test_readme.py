@@ -1,0 +1,60 @@
+"""The code blocks of the README run, as they stand there."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
+from tests.harness import Start
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def everything() -> dict[str, Any]:
+    async def user_of(request: web.Request) -> str:
+        return request.headers.get("X-User", "nobody")
+
+    names: dict[str, Any] = {"__name__": "readme", "user_of": user_of}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+async def test_the_one_liner_reduces(serve: Start) -> None:
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(BLOCKS[0], "README.md", "exec"), names)
+    server = await serve(names["app"])
+    replies = await server.herd(5, "/report")
+    assert {reply.text for reply in replies} == {'{"answer": 42}'}
+    assert sorted(str(reply.collapsed) for reply in replies) == [
+        "None",
+        *["aiohttp-reduce; fwd=miss; collapsed"] * 4,
+    ]
+    stats = await server.get("/_reduce/stats")
+    assert '"executed": 1, "reduced": 4' in stats.text
+
+
+async def test_all_python_blocks_run(capsys: Any) -> None:
+    names = everything()
+    await names["main"]()
+    assert capsys.readouterr().out == "['value of a', 'value of a']\nvalue of b\n"
+    assert await asyncio.gather(names["cached_by_nobody"]("c"), names["cached_by_nobody"]("c")) == ["value of c"] * 2
+
+
+def test_the_tables_of_the_readme_are_the_defaults() -> None:
+    text = README.replace("\\", "")
+    for name in DEFAULT_IGNORE_HEADERS | DEFAULT_IGNORE_COOKIES:
+        assert name in text, name
+
+
+def test_the_readme_names_every_option() -> None:
+    import inspect
+
+    from aiohttp_reduce import reduce_middleware
+
+    for name in inspect.signature(reduce_middleware).parameters:
+        assert f"`{name}=" in README or f"{name}=" in README, name
