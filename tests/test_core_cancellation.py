@@ -10,6 +10,7 @@ import pytest
 
 from aiohttp_reduce import AsyncReducer, async_reduce, async_reduceable
 from aiohttp_reduce.hooks import BaseHooks
+from tests.test_core_sharing import eager
 
 
 class Work:
@@ -258,7 +259,7 @@ async def test_so_it_does_with_a_task_factory(hooks: BaseHooks | None, noise: li
 @pytest.mark.parametrize("hooks", [None, BaseHooks()])
 async def test_so_it_does_with_the_eager_task_factory(hooks: BaseHooks | None, noise: list[Any]) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+    loop.set_task_factory(eager)
     try:
         await _cancelled_before_its_first_step(AsyncReducer(hooks=hooks))
     finally:

@@ -541,6 +541,15 @@ async def test_a_waiter_that_left_is_not_overdue(table: FlightTable[str], time: 
     assert stays.future.result() is Wake.OVERDUE
 
 
+async def test_a_waiter_that_is_done_is_not_overdue(table: FlightTable[str], time: Time) -> None:
+    flight = table.lead("k")
+    cancelled, waiting = joined(flight, 110.0), joined(flight, 110.0)
+    cancelled.future.cancel()
+    time.move_to(110.0)
+    assert cancelled.future.cancelled()
+    assert waiting.future.result() is Wake.OVERDUE
+
+
 async def test_one_who_leads_is_not_overdue(table: FlightTable[str], time: Time) -> None:
     flight = table.lead("k")
     waiter = joined(flight, 110.0)

@@ -14,7 +14,7 @@ from aiohttp_reduce import reduce_middleware
 from aiohttp_reduce.hooks import BaseHooks, DebugHooks, StatisticsDetailHooks, StatisticsOverallHooks
 from aiohttp_reduce.server import local_only
 from aiohttp_reduce.stats import Counters, Unshared
-from tests.harness import Gate, Reply, Server, Start, app_with, eventually
+from tests.harness import Gate, Reply, Server, Start, app_with
 
 PATH = "/_reduce/stats"
 
