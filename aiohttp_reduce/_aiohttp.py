@@ -35,6 +35,23 @@ def at_the_door(
     )
 
 
+def same_head(one: web.BaseRequest, other: web.BaseRequest) -> bool:
+    """Whether two requests for one target certainly agree in version, scheme, host and every header.
+
+    False says nothing. `_message` holds what was received; `_cache` (3.0) has an entry for scheme or host where
+    a `clone()` or an absolute target set it, or where somebody looked.
+    """
+    received, other_received = one._message, other._message
+    if received.raw_headers != other_received.raw_headers or received.version != other_received.version:
+        return False
+    if one._transport_sslcontext is not other._transport_sslcontext:
+        return False
+    cache, other_cache = one._cache, other._cache
+    if "host" in cache or "host" in other_cache or "scheme" in cache or "scheme" in other_cache:
+        return one.host == other.host and one.scheme == other.scheme
+    return True
+
+
 def can_answer(request: web.BaseRequest) -> bool:
     """Whether the request's connection is open and its server not shutting down.
 

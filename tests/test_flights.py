@@ -327,7 +327,7 @@ async def test_waiters_that_cannot_lead_are_passed_over(table: FlightTable[str])
 async def test_bare_futures_are_never_promoted(table: FlightTable[str]) -> None:
     flight = table.lead("k")
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    flight.waiters[future] = None
+    flight.waiters = {**flight.waiters, future: None}
     flight.abandon(0)
     assert future.result() is Wake.ORPHANED
 
@@ -656,7 +656,7 @@ async def test_sweeping_drops_those_who_are_done(table: FlightTable[str]) -> Non
     flight = table.lead("k")
     loop = asyncio.get_running_loop()
     futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(200)]
-    flight.waiters.update(dict.fromkeys(futures))
+    flight.waiters = dict.fromkeys(futures)
     for future in futures[:150]:
         future.cancel()
     assert list(flight.sweep()) == futures[150:]

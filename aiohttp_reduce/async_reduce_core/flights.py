@@ -18,6 +18,7 @@ import enum
 import math
 import random
 import time
+import types
 from asyncio import get_running_loop
 from bisect import insort
 from collections import deque
@@ -50,6 +51,10 @@ PENDING: Final = _Pending.PENDING
 """`Flight.outcome` while there is none."""
 
 
+NOBODY: Final[Any] = types.MappingProxyType({})
+"""`Flight.waiters` before anybody joins and after the end."""
+
+
 class Waiter(Generic[T]):
     """A follower that may take over, and that may wait for several flights at once.
 
@@ -57,14 +62,13 @@ class Waiter(Generic[T]):
     waiter could execute now.
     """
 
-    __slots__ = ("arrived", "flights", "future", "leading", "promotion")
+    promotion: "tuple[Flight[T], int] | None" = None
+    leading = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, arrived: float) -> None:
         self.future: asyncio.Future[T | Wake] = loop.create_future()
         self.arrived = arrived
         self.flights: list[Flight[T]] = []
-        self.promotion: tuple[Flight[T], int] | None = None
-        self.leading = False
 
     def can_lead(self) -> bool:
         """Whether this waiter could take over now."""
@@ -93,7 +97,8 @@ class Waiter(Generic[T]):
         """Leave every flight at once; one that this waiter was promoted in is handed on."""
         promotion, self.promotion = self.promotion, None
         for flight in self.flights:
-            flight.waiters.pop(self.future, None)
+            if flight.under_way:
+                flight.waiters.pop(self.future, None)
         self.flights.clear()
         if promotion is not None:
             flight, generation = promotion
@@ -113,6 +118,7 @@ class Flight(Generic[T]):
     under_way = True
     outcome: Any = PENDING
     sweep_at = 64
+    waiters: "dict[asyncio.Future[Any], Waiter[T] | None]" = NOBODY
     _deadlines: deque[tuple[float, Waiter[T]]] | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -124,10 +130,11 @@ class Flight(Generic[T]):
         self.subject = subject
         self.opened = opened
         self.closes = closes
-        self.waiters: dict[asyncio.Future[Any], Waiter[T] | None] = {}
 
     def join(self, waiter: Waiter[T], deadline: float = math.inf) -> None:
         """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed."""
+        if self.waiters is NOBODY:
+            self.waiters = {}
         self.waiters[waiter.future] = waiter
         waiter.flights.append(self)
         if deadline == math.inf:
@@ -170,7 +177,7 @@ class Flight(Generic[T]):
         self.under_way = False
         if not linger:
             self.table.remove(self)
-        waiters, self.waiters = self.waiters, {}
+        waiters, self.waiters = self.waiters, NOBODY
         for future in waiters:
             if not future.done():
                 future.set_result(outcome)
@@ -218,7 +225,7 @@ class Flight(Generic[T]):
     def _end(self) -> dict[asyncio.Future[Any], Waiter[T] | None]:
         self.under_way = False
         self.close()
-        waiters, self.waiters = self.waiters, {}
+        waiters, self.waiters = self.waiters, NOBODY
         if self._timer is not None:
             self._stop_timer()
         return waiters

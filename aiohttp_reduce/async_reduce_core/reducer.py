@@ -62,13 +62,13 @@ class AsyncReducer:
         # An argument whose hash changed meanwhile leaves its flight in the table: one that ended wakes nobody.
         if flight is not None and flight.under_way:
             coro.close()
-            waiters = flight.waiters
+            waiters = flight.waiters  # never empty: the first call's future stands there
             if len(waiters) >= flight.sweep_at:
                 waiters = flight.sweep()
             waiters[future] = None
             return future
         flight = table.lead(key)
-        flight.waiters[future] = None
+        flight.waiters = {future: None}
         # A task factory may be asyncio's eager one, which would run the coroutine inside this call and let
         # it change what the next call's identity sees.
         eager = loop.get_task_factory() is not None

@@ -22,7 +22,7 @@ from ..async_reduce_core.hooks import check_hooks
 from ..stats import Bypass, Route, Stats
 from . import options
 from .access import local_only
-from .following import Visit
+from .following import Follower
 from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, Selection
 from .last_call import LAST_CALL_AFTER
 from .leading import Settings, is_error, land, left
@@ -130,10 +130,11 @@ class ReduceMiddleware:
         table = self._tables.get(id(app))
         if table is None:
             table = self._make_table(app)
-        target = f"{method} {raw_target}"
+        target = raw_target if method == "GET" else f"{method} {raw_target}"
         now = self._clock()
         elder = None
-        if target in table.flights or target in table.crowds:
+        alone = target not in table.flights and target not in table.crowds
+        if not alone:
             elder = table.find(target, request, certificate, key_value)
             if elder is not None and elder.subject.protocol is request.protocol:
                 # The same request, at the same door again: it would wait for itself.
@@ -147,12 +148,15 @@ class ReduceMiddleware:
             counters.joined += 1
             if told:
                 settings.tell("on_reducing_for", request, known)
-            visit = Visit(settings, table, request, handler, known, target, certificate, key_value, now)
-            return await visit.follow(elder)
+            follower = Follower(settings, table, request, handler, known, target, certificate, key_value, now)
+            return await follower.follow(elder)
 
         if told:
             settings.tell("on_executing_for", request, known)
-        flight = table.open(target, request, certificate, key_value, now, elder)
+        if alone and certificate is None and key_value is None:
+            flight = table.flights[target] = RequestFlight(table, target, request, now, now + table.max_age)
+        else:
+            flight = table.open(target, request, certificate, key_value, now, elder)
         counters.led += 1
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
@@ -164,7 +168,7 @@ class ReduceMiddleware:
         finally:
             counters.ended += 1
         last_call = self._clock() - now > LAST_CALL_AFTER
-        if not flight.waiters and not last_call:
+        if not last_call and not flight.waiters:
             table.remove(flight)
         elif left(task, cancelling, request, None):
             flight.abandon(0)

@@ -26,16 +26,17 @@ class Outcome:
     """How a handler ended. `verdict` says who may share it; `leader` is the request whose handler ran.
 
     `raised` says whether followers raise what `make` gives them, rather than return it; `herd` is how many
-    requests it is for, leader included.
+    requests it is for, leader included; `free` that it is known to be for everybody who waited.
     """
 
-    __slots__ = ("herd", "leader", "raised", "verdict")
+    __slots__ = ("free", "herd", "leader", "raised", "verdict")
 
     def __init__(self, leader: web.Request, verdict: Verdict = SHARED, *, raised: bool = False) -> None:
         self.leader = leader
         self.verdict = verdict
         self.raised = raised
         self.herd = 1
+        self.free = False
 
     def refuses(self, request: web.Request) -> tuple[Unshared, str | None] | None:
         """Why this follower is turned away, and the header in which it differs; None if it may share."""
@@ -125,6 +126,7 @@ class Answer(Outcome):
             in_identity=self.selection.holds_all_of,
         )
         self._fields = _aiohttp.fields_of_any_sending(self._fields)
+        self.free = self.verdict == SHARED
         _remove_trace(self._headers, self.leader)
         if self.cache_status is not None:
             self._headers.add("Cache-Status", f"{self.cache_status}; fwd=miss; collapsed")
@@ -137,6 +139,7 @@ class Failure(Outcome):
 
     def __init__(self, leader: web.Request, exception: BaseException) -> None:
         super().__init__(leader, raised=True)
+        self.free = True
         self._exception = exception
         self._traceback: TracebackType | None = exception.__traceback__
 

@@ -1,8 +1,8 @@
 """The flights of incoming requests in one application: found by target first, by identity only when they meet.
 
-The first flight on a target stands under that target (`GET /path?query`, raw); what it shares with a second
-request is compared when that one comes. Flights of other identities on the same target stand under their full
-identity, so that a lookup is never a scan.
+The first flight on a target stands under that target (raw, with the method in front unless it is GET); what it
+shares with a second request is compared when that one comes. Flights of other identities on the same target stand
+under their full identity, so that a lookup is never a scan.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from .. import _aiohttp
-from ..async_reduce_core import Flight, FlightTable, Waiter
+from ..async_reduce_core import Flight, FlightTable
 from .identity import Selection
 from .last_call import LastCall
 from .replay import Outcome
@@ -39,23 +39,10 @@ class RequestFlight(Flight[Outcome]):
     hedge: "RequestFlight | None" = None
 
 
-class Follower(Waiter[Outcome]):
-    """A request that waits for another's run."""
-
-    __slots__ = ("request",)
-
-    def __init__(self, loop: AbstractEventLoop, arrived: float, request: web.Request) -> None:
-        super().__init__(loop, arrived)
-        self.request = request
-
-    def can_lead(self) -> bool:
-        return _aiohttp.can_answer(self.request)
-
-
 class RequestTable(FlightTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_max_age", "_selection", "_written", "_written_all", "crowds", "last_call")
+    __slots__ = ("_selection", "_written", "_written_all", "crowds", "last_call", "max_age")
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
@@ -63,7 +50,7 @@ class RequestTable(FlightTable[Outcome]):
         super().__init__(loop, clock)
         self.last_call = LastCall(loop, clock)
         self._selection = selection
-        self._max_age = max_age
+        self.max_age = max_age
         # How many flights stand under their full identity, by target.
         self.crowds: dict[str, int] = {}
         # When the answer to an unsafe request was sent, by decoded path, oldest first.
@@ -99,13 +86,13 @@ class RequestTable(FlightTable[Outcome]):
     ) -> RequestFlight:
         """Lead a new flight, in place of `instead_of`, the one that `find` gave and that did not admit."""
         if self.flights.get(target) is instead_of:
-            flight = RequestFlight(self, target, request, now, now + self._max_age)
+            flight = RequestFlight(self, target, request, now, now + self.max_age)
             self.flights[target] = flight
         else:
             key = self._identity(target, request, certificate, key_value)
             if key not in self.flights:
                 self.crowds[target] = self.crowds.get(target, 0) + 1
-            flight = RequestFlight(self, key, request, now, now + self._max_age)
+            flight = RequestFlight(self, key, request, now, now + self.max_age)
             flight.identity = key
             flight.crowds_target = target
             self.flights[key] = flight
@@ -135,7 +122,7 @@ class RequestTable(FlightTable[Outcome]):
         written = self._written
         while written:
             oldest = next(iter(written))
-            if written[oldest] >= now - self._max_age:
+            if written[oldest] >= now - self.max_age:
                 break
             del written[oldest]  # whatever was begun before it is too old to be joined anyway
         written.pop(path, None)
@@ -158,12 +145,7 @@ class RequestTable(FlightTable[Outcome]):
         leader = flight.subject
         if flight.certificate != certificate or flight.key_value != key_value:
             return False
-        if (
-            leader.raw_headers == request.raw_headers
-            and leader.version == request.version
-            and leader.scheme == request.scheme
-            and leader.host == request.host
-        ):
+        if _aiohttp.same_head(leader, request):
             return True
         if flight.identity is None:
             flight.identity = self._identity(target, leader, flight.certificate, flight.key_value)
