@@ -288,23 +288,23 @@ class PerLoop(Generic[T]):
     Threads may share one object: each only ever touches the entry of its own running loop.
     """
 
-    __slots__ = ("_by_loop", "_make")
+    __slots__ = ("_make", "by_loop")
 
     def __init__(self, make: Callable[[asyncio.AbstractEventLoop], T]) -> None:
         self._make = make
-        self._by_loop: dict[asyncio.AbstractEventLoop, T] = {}
+        self.by_loop: dict[asyncio.AbstractEventLoop, T] = {}
 
     def get(self) -> T:
         """The value of the running loop. Raises RuntimeError where no loop runs."""
         loop = get_running_loop()
-        value = self._by_loop.get(loop)
+        value = self.by_loop.get(loop)
         if value is None:
-            for other in list(self._by_loop):
+            for other in list(self.by_loop):
                 if other.is_closed():
-                    self._by_loop.pop(other, None)
-            value = self._by_loop[loop] = self._make(loop)
+                    self.by_loop.pop(other, None)
+            value = self.by_loop[loop] = self._make(loop)
         return value
 
     def values(self) -> list[T]:
         """The values of all loops that were seen and not dropped."""
-        return list(self._by_loop.values())
+        return list(self.by_loop.values())

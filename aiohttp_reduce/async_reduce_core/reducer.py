@@ -6,8 +6,9 @@ Credit: the API is that of the `async_reduce` library by Konstantin Enchant (MIT
 import asyncio
 import functools
 import logging
-import types
+from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine, Generator, Hashable
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from .flights import Flight, FlightTable, PerLoop
@@ -44,13 +45,20 @@ class AsyncReducer:
         Raises TypeError for an unhashable argument or ident (the coroutine stays usable), and RuntimeError
         where no event loop runs.
         """
-        key = coroutine_key(coro) if ident is None else explicit_key(ident, coro)
-        table = self._tables.get()
+        if ident is None:
+            key = coroutine_key(coro)
+        elif type(ident) is str and type(coro) is CoroutineType:
+            key = ident  # no other kind of key is a str
+        else:
+            key = explicit_key(ident, coro)
+        loop = get_running_loop()
+        table = self._tables.by_loop.get(loop)
+        if table is None:
+            table = self._tables.get()
         try:
             flight = table.flights.get(key)
         except TypeError:
             raise TypeError(unhashable(coro, ident)) from None
-        loop = table.loop
         future: asyncio.Future[T] = loop.create_future()
         hooks = self._hooks
         if hooks is not None:
@@ -67,7 +75,7 @@ class AsyncReducer:
                 waiters = flight.sweep()
             waiters[future] = None
             return future
-        flight = table.lead(key)
+        flight = table.flights[key] = Flight(table, key)
         flight.waiters = {future: None}
         # A task factory may be asyncio's eager one, which would run the coroutine inside this call and let
         # it change what the next call's identity sees.
@@ -76,7 +84,7 @@ class AsyncReducer:
             execution = _execute(flight, coro, eager)
         else:
             execution = _execute_with_hooks(flight, coro, eager, hooks, shown)
-        # Up to the first `_pause`, into its `try`: a task that is cancelled before its first step throws into
+        # Up to the first `_PAUSE`, into its `try`: a task that is cancelled before its first step throws into
         # its coroutine without entering it, and nobody would end the flight. (A done callback would tell us
         # too, but a pass of the loop later: 12.5 us a call instead of 9, bench "core, sequential".)
         execution.send(None)
@@ -94,7 +102,12 @@ class AsyncReducer:
         the running loop. Raises TypeError for an unhashable ident.
         """
         coro = ident if isinstance(ident, Coroutine) else None
-        key = explicit_key(ident) if coro is None else coroutine_key(coro)
+        if coro is not None:
+            key = coroutine_key(coro)
+        elif type(ident) is str:
+            key = ident
+        else:
+            key = explicit_key(ident)
         try:
             flight = self._tables.get().flights.get(key)
         except TypeError:
@@ -107,16 +120,22 @@ class AsyncReducer:
         return True
 
 
-@types.coroutine
-def _pause() -> Generator[None, None, None]:
-    yield
+class _Pause:
+    """Awaiting it gives way once. (An iterator, not a generator: half the time.)"""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(_ONCE)  # type: ignore[return-value]
+
+
+_ONCE = (None,)
+_PAUSE = _Pause()
 
 
 async def _execute(flight: Flight[Any], coro: Coroutine[Any, Any, Any], eager: bool) -> None:
     try:
-        await _pause()
+        await _PAUSE
         if eager:
-            await _pause()
+            await _PAUSE
         result = await coro
     except BaseException as exception:
         _fail(flight, coro, exception)
@@ -132,9 +151,9 @@ async def _execute_with_hooks(
     shown: Hashable,
 ) -> None:
     try:
-        await _pause()
+        await _PAUSE
         if eager:
-            await _pause()
+            await _PAUSE
         result = await coro
     except BaseException as exception:
         guarded(hooks.on_exception_for, coro, shown, exception)
