@@ -5,7 +5,8 @@ fails where one of them goes or changes its meaning.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final
 
 from aiohttp import StreamReader, hdrs, payload, web
@@ -35,8 +36,32 @@ def at_the_door(
     )
 
 
-def same_head(one: web.BaseRequest, other: web.BaseRequest) -> bool:
-    """Whether two requests for one target certainly agree in version, scheme, host and every header.
+def host_of(request: web.BaseRequest) -> Any:
+    """What `request.host` says, or stands for: without a Host header, the address that was connected to.
+
+    3.12 asks `socket.getfqdn()` there, which blocks the loop and is the same for all; `_transport_sockname` is
+    3.14's.
+    """
+    if "host" in request._cache or hdrs.HOST in request.headers:
+        return request.host
+    return getattr(request, "_transport_sockname", None)
+
+
+def route_of(request: web.Request) -> Hashable:
+    """Which handler a request goes to, and with what from its path.
+
+    Not a matter of the target alone: a resource may look at headers, and a `clone()` keeps the `match_info`.
+    """
+    match_info = request.match_info
+    refused = match_info.http_exception
+    if refused is None:
+        return match_info.route, tuple(sorted(match_info.items()))
+    # The route of a request that matched none is made anew each time.
+    return UNROUTED, refused.status, tuple(sorted(getattr(refused, "allowed_methods", ())))
+
+
+def same_head(one: web.Request, other: web.Request) -> bool:
+    """Whether two requests for one target certainly agree in route, version, scheme, host and every header.
 
     False says nothing. `_message` holds what was received; `_cache` (3.0) has an entry for scheme or host where
     a `clone()` or an absolute target set it, or where somebody looked.
@@ -44,12 +69,15 @@ def same_head(one: web.BaseRequest, other: web.BaseRequest) -> bool:
     received, other_received = one._message, other._message
     if received.raw_headers != other_received.raw_headers or received.version != other_received.version:
         return False
+    match, other_match = one.match_info, other.match_info
+    if match.route is not other_match.route or match != other_match:
+        return False
     if one._transport_sslcontext is not other._transport_sslcontext:
         return False
     cache, other_cache = one._cache, other._cache
     if "host" in cache or "host" in other_cache or "scheme" in cache or "scheme" in other_cache:
-        return one.host == other.host and one.scheme == other.scheme
-    return True
+        return host_of(one) == host_of(other) and one.scheme == other.scheme
+    return hdrs.HOST in received.headers
 
 
 def can_answer(request: web.BaseRequest) -> bool:
@@ -81,20 +109,38 @@ def client_certificate(request: web.BaseRequest) -> bytes | None:
 
 
 def before_answer(request: web.BaseRequest, callback: Callable[[int], None]) -> None:
-    """Call `callback(status)` right before the answer to this request is sent, whoever makes that answer.
+    """Call `callback(status)` before each part of the answer to this request is sent, whoever makes that answer.
 
     Every answer, also one that an outer middleware replaces or that aiohttp makes of an exception, passes
-    `write_headers` of the request's own writer (a public method of `AbstractStreamWriter`; the writer is
-    made anew for each request and shared by its clones). The status stands in the status line only.
+    `write_headers`, `write` and `write_eof` of the request's own writer (public methods of
+    `AbstractStreamWriter`; the writer is made anew for each request and shared by its clones). The status
+    stands in the status line only. The last call is before the end of the answer: a handler that streams may
+    write and commit in turns.
     """
     writer = request.writer
-    write_headers = writer.write_headers
+    original_headers, original_write, original_eof = writer.write_headers, writer.write, writer.write_eof
+    status = 0
 
-    async def write_headers_after_callback(status_line: str, headers: CIMultiDict[str]) -> None:
-        callback(int(status_line.split(" ", 2)[1]))
-        await write_headers(status_line, headers)
+    async def write_headers(status_line: str, headers: CIMultiDict[str]) -> None:
+        nonlocal status
+        status = int(status_line.split(" ", 2)[1])
+        callback(status)
+        await original_headers(status_line, headers)
 
-    writer.write_headers = write_headers_after_callback  # type: ignore[method-assign]
+    async def write(*args: Any, **kwargs: Any) -> None:
+        if status:  # and not the interim answer to Expect
+            callback(status)
+        await original_write(*args, **kwargs)
+
+    async def write_eof(*args: Any, **kwargs: Any) -> None:
+        if status:
+            callback(status)
+        # Not needed again, and with them goes the reference cycle.
+        for name in ("write_headers", "write", "write_eof"):
+            writer.__dict__.pop(name, None)
+        await original_eof(*args, **kwargs)
+
+    writer.__dict__.update(write_headers=write_headers, write=write, write_eof=write_eof)
 
 
 # What a response object keeps for itself (3.12): its connection, what was sent, and caches of its headers.
@@ -107,7 +153,17 @@ _OF_ONE_SENDING = frozenset({
 
 def fields_of_any_sending(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Of a response's attributes, those that a copy of it shares with it: all but those of one sending."""
-    return {name: value for name, value in fields.items() if name not in _OF_ONE_SENDING}
+    return {name: own(value) for name, value in fields.items() if name not in _OF_ONE_SENDING}
+
+
+def containers_in(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the fields that are plain containers."""
+    return tuple(name for name, value in fields.items() if type(value) in _CONTAINERS)
+
+
+def own(value: Any) -> Any:
+    """The value, or a copy of it if it is a plain container that its holder may change."""
+    return value.copy() if type(value) in _CONTAINERS else value
 
 
 def sets_cookies(response: web.StreamResponse) -> bool:
@@ -116,12 +172,21 @@ def sets_cookies(response: web.StreamResponse) -> bool:
 
 
 def rebuild(
-    cls: type[web.StreamResponse], fields: Mapping[str, Any], headers: CIMultiDict[str], state: Mapping[Any, Any]
+    cls: type[web.StreamResponse],
+    fields: Mapping[str, Any],
+    containers: Iterable[str],
+    headers: CIMultiDict[str],
+    state: Mapping[Any, Any],
 ) -> web.StreamResponse:
-    """A response object of its own, of the given class, without running its `__init__` (3.12 attributes)."""
+    """A response object of its own, of the given class, without running its `__init__` (3.12 attributes).
+
+    `containers` are the fields that each copy needs a copy of.
+    """
     response = cls.__new__(cls)
     attributes = response.__dict__
     attributes.update(fields)
+    for name in containers:
+        attributes[name] = fields[name].copy()
     attributes["_headers"] = headers.copy()
     attributes["_state"] = dict(state)
     return response
@@ -132,8 +197,20 @@ def response_state(response: web.StreamResponse) -> dict[Any, Any]:
     return response._state.copy()
 
 
+_CONTAINERS: Final = frozenset({list, dict, set})
+_SENDING: Final = ("prepare", "_start", "write", "write_eof")
+
+
+def sends_its_body_itself(response: web.StreamResponse) -> bool:
+    """Whether a response, or its class, replaces how aiohttp sends a body (see `class_sends_its_body_itself`)."""
+    if class_sends_its_body_itself(type(response)):
+        return True
+    attributes = response.__dict__
+    return "prepare" in attributes or "_start" in attributes or "write" in attributes or "write_eof" in attributes
+
+
 @functools.lru_cache(maxsize=256)
-def sends_its_body_itself(cls: type[web.StreamResponse]) -> bool:
+def class_sends_its_body_itself(cls: type[web.StreamResponse]) -> bool:
     """Whether a response class replaces how aiohttp sends a body, so that nobody knows what a copy would send.
 
     `_start` (3.0) is where `Response` computes its length.
@@ -144,8 +221,7 @@ def sends_its_body_itself(cls: type[web.StreamResponse]) -> bool:
         base = web.Response
     else:
         return cls is not web.StreamResponse
-    names = ("prepare", "_start", "write", "write_eof")
-    if any(getattr(cls, name) is not getattr(base, name) for name in names):
+    if any(getattr(cls, name) is not getattr(base, name) for name in _SENDING):
         return True
     # Attributes outside of __dict__ would not be copied.
     return any("__slots__" in vars(parent) for parent in cls.__mro__ if issubclass(parent, base) and parent is not base)
@@ -198,16 +274,17 @@ def take_compressed_from(
     response: web.StreamResponse, body: bytes, source: Callable[[web.Response, web.ContentCoding], Any]
 ) -> None:
     """Let this response ask `source` for the compressed body, unless its body is another one by then."""
+    reference = weakref.ref(response)
 
     async def start_compression(coding: web.ContentCoding) -> None:
-        # Not needed again, and with it goes the reference cycle.
-        response.__dict__.pop("_do_start_compression", None)
-        assert isinstance(response, web.Response)
-        if coding is web.ContentCoding.identity or response.body is not body or response.chunked:
-            await response._do_start_compression(coding)
+        this = reference()
+        assert isinstance(this, web.Response)
+        del this.__dict__["_do_start_compression"]
+        if coding is web.ContentCoding.identity or this.body is not body or this.chunked:
+            await this._do_start_compression(coding)
             return
-        response._compressed_body = result = await source(response, coding)
-        response.headers[hdrs.CONTENT_ENCODING] = coding.value
-        response.headers[hdrs.CONTENT_LENGTH] = str(len(result))
+        this._compressed_body = result = await source(this, coding)
+        this.headers[hdrs.CONTENT_ENCODING] = coding.value
+        this.headers[hdrs.CONTENT_LENGTH] = str(len(result))
 
     response.__dict__["_do_start_compression"] = start_compression

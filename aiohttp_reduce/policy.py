@@ -15,7 +15,8 @@ from .stats import Unshared
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 # A quoted string, or anything else up to the next comma (RFC 9110, 5.6.1 and 5.6.4).
-_MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*(?:"|\Z))*', re.DOTALL)
+# One that is not closed goes to the end. Nothing is tried twice, so that it takes linear time.
+_MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))*+', re.DOTALL)
 
 
 class Verdict(NamedTuple):

@@ -152,12 +152,11 @@ class Counters:
 class Route:
     """What is known of one route: the name of its pattern, its counters, and its methods that may be reduced."""
 
-    __slots__ = ("counters", "handler", "name", "reduced_methods", "reference")
+    __slots__ = ("counters", "name", "reduced_methods", "reference")
 
-    def __init__(self, name: str, counters: Counters, handler: Any, reference: Any) -> None:
+    def __init__(self, name: str, counters: Counters, reference: Any) -> None:
         self.name = name
         self.counters = counters
-        self.handler = handler
         self.reduced_methods: set[str] = set()
         self.reference = reference
 
@@ -177,12 +176,12 @@ class Routes:
         if isinstance(route, UNROUTED):
             # A new one for every such request: all of them are one entry.
             if self.unrouted is None:
-                self.unrouted = Route(UNROUTED_NAME, self._counters(UNROUTED_NAME), None, None)
+                self.unrouted = Route(UNROUTED_NAME, self._counters(UNROUTED_NAME), None)
             return self.unrouted
         resource = route.resource
         name = str(UNROUTED_NAME if resource is None else resource.canonical)
         by_id, key = self.by_id, id(route)
-        entry = Route(name, self._counters(name), route.handler, weakref.ref(route, _remove_from(by_id, key)))
+        entry = Route(name, self._counters(name), weakref.ref(route, _remove_from(by_id, key)))
         by_id[key] = entry
         return entry
 

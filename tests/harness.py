@@ -163,6 +163,7 @@ class Server:
         self._runner = web.AppRunner(app, access_log=None, **runner_options)
         self._connections: list[Connection] = []
         self._stopped = False
+        self.address = "127.0.0.1"
         self.port = 0
 
     async def start(self) -> None:
@@ -185,7 +186,7 @@ class Server:
 
     async def connect(self, tls: ssl.SSLContext | None = None) -> Connection:
         options = {} if tls is None else {"server_hostname": "localhost"}
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=tls, limit=2**20, **options)
+        reader, writer = await asyncio.open_connection(self.address, self.port, ssl=tls, limit=2**20, **options)
         connection = Connection(reader, writer)
         self._connections.append(connection)
         return connection

@@ -65,12 +65,14 @@ async def test_a_closing_server_and_a_closed_connection_cannot_answer(serve: Sta
 
 
 @pytest.mark.parametrize("how", ["returned", "raised", "failed", "replaced", "prepared", "not found"])
-async def test_before_answer_is_called_once_with_the_status_before_any_byte(
+async def test_before_answer_is_called_with_the_status_before_any_byte_and_before_the_end(
     serve: Start, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     called: list[tuple[int, int]] = []
+    writers: list[Any] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
+        writers.append(request.writer)
         if how == "raised":
             raise web.HTTPConflict
         if how == "failed":
@@ -93,7 +95,12 @@ async def test_before_answer_is_called_once_with_the_status_before_any_byte(
     server = await serve(app)
     target = "/else" if how == "not found" else "/"
     status = (await server.get(target, method="POST")).status
-    assert called == [(status, 0)]
+    assert called[0] == (status, 0)
+    assert {code for code, _ in called} == {status}
+    assert len(called) >= 2
+    if writers:
+        assert called[-1][1] < writers[0].output_size
+        assert not {"write", "write_headers", "write_eof"} & set(vars(writers[0]))
     expected = {"raised": 409, "failed": 500, "replaced": 299, "prepared": 202, "not found": 404}.get(how, 201)
     assert status == expected
 
@@ -102,7 +109,7 @@ async def test_a_copy_shares_nothing_that_one_sending_changes(serve: Start) -> N
     original = web.Response(text="ä", headers={"X-A": "1"}, status=299, reason="Fine")
     assert original.charset == "utf-8"
     fields = _aiohttp.fields_of_any_sending(vars(original))
-    copy = _aiohttp.rebuild(web.Response, fields, original.headers, {})
+    copy = _aiohttp.rebuild(web.Response, fields, (), original.headers, {})
     assert isinstance(copy, web.Response)
     copy.headers["X-A"] = "2"
     copy.charset = "latin-1"
@@ -131,4 +138,4 @@ async def test_a_copy_shares_nothing_that_one_sending_changes(serve: Start) -> N
     ],
 )
 def test_which_classes_send_their_body_themselves(cls: Any, own: bool) -> None:
-    assert _aiohttp.sends_its_body_itself(cls) is own
+    assert _aiohttp.class_sends_its_body_itself(cls) is own

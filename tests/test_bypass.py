@@ -38,6 +38,7 @@ async def runs_of_two(serve: Start, app: web.Application, middleware: ReduceMidd
         ({"body": b"x"}, "body"),
         ({"headers": {"Accept": "text/event-stream"}}, "event-stream"),
         ({"headers": {"Accept": "text/html, TEXT/Event-Stream;q=0.5"}}, "event-stream"),
+        ({"headers": [("Accept", "text/html"), ("Accept", "text/event-stream")]}, "event-stream"),
         ({"headers": {"Upgrade": "websocket", "Connection": "Upgrade"}}, "websocket"),
         ({"headers": {"Upgrade": "WebSocket"}}, "websocket"),
     ],

@@ -234,6 +234,118 @@ async def test_a_host_that_an_outer_middleware_set_is_compared(serve: Start) -> 
     assert await runs_for(serve, reduce_middleware(), *requests, outer=[clones]) == 2
 
 
+@pytest.mark.parametrize("kind", ["another route", "another match", "same"])
+async def test_what_is_routed_elsewhere_is_kept_apart_whatever_a_clone_says(serve: Start, kind: str) -> None:
+    """A clone keeps the route: with a prefix stripped outside, two targets become one."""
+    gate = Gate()
+
+    @web.middleware
+    async def strip_prefix(request: web.Request, handler: Any) -> Any:
+        return await handler(request.clone(rel_url="/stripped"))
+
+    async def one(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text=f"one {request.match_info['id']}")
+
+    async def other(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text=f"other {request.match_info['id']}")
+
+    middleware = reduce_middleware()
+    app = web.Application(middlewares=[strip_prefix, middleware])
+    app.router.add_get("/a/{id}", one)
+    app.router.add_get("/b/{id}", other)
+    server = await serve(app, middleware=middleware)
+    targets = {"another route": ("/a/1", "/b/1"), "another match": ("/a/1", "/a/2"), "same": ("/a/1", "/a/1")}[kind]
+    sent = [await server.send(target) for target in targets]
+    await eventually(lambda: server.figure("in_flight") + server.figure("waiting") == 2)
+    gate.open()
+    texts = [(await connection.receive()).text for connection in sent]
+    assert texts == [{"a": "one", "b": "other"}[target[1]] + target[2:].replace("/", " ") for target in targets]
+    assert gate.runs == (1 if kind == "same" else 2)
+
+
+async def test_unrouted_requests_wait_together(serve: Start) -> None:
+    """aiohttp makes a new route for each of them."""
+
+    @web.middleware
+    async def slow(request: web.Request, handler: Any) -> Any:
+        await gate.wait()
+        return await handler(request)
+
+    gate = Gate()
+    middleware = reduce_middleware()
+    server = await serve(web.Application(middlewares=[middleware, slow]), middleware=middleware)
+    sent = [await server.send("/nothing") for _ in range(3)]
+    await server.waiting(2)
+    gate.open()
+    assert {(await connection.receive()).status for connection in sent} == {404}
+    assert gate.runs == 1
+
+
+async def test_without_a_host_header_the_address_is_compared(serve: Start) -> None:
+    gate = Gate()
+
+    async def handler(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text=request.host)
+
+    middleware = reduce_middleware()
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    await web.TCPSite(server.runner, "127.0.0.2", server.port).start()
+    sent = []
+    for address in ("127.0.0.1", "127.0.0.2"):
+        server.address = address
+        sent.append(await server.send("/", host=None, version="HTTP/1.0"))
+        await eventually(lambda: server.figure("in_flight") + server.figure("waiting") == len(sent))
+    gate.open()
+    texts = [(await connection.receive()).text for connection in sent]
+    # Before 3.14 aiohttp says the name of the machine for both.
+    assert texts in (["127.0.0.1", "127.0.0.2"], [texts[0]] * 2)
+    assert gate.runs == len(set(texts))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([("Cookie", "_ga=1 session=other")], []),
+        ([("Cookie", "_ga=1\tsession=other")], []),
+        ([("Cookie", '_ga="1;session=other"')], []),
+        ([("Cookie", "_ga=1,session=other")], []),
+        ([("Cookie", "_ga=1"), ("Cookie", "session=alice")], [("Cookie", "session=alice")]),
+        ([("Cookie", "_ga=1"), ("Cookie", "session=alice")], []),
+        ([("Cookie", "_ga")], []),
+    ],
+)
+async def test_cookies_that_aiohttp_could_read_in_another_way_are_compared(
+    serve: Start, one: Pairs, other: Pairs
+) -> None:
+    assert await runs_for(serve, reduce_middleware(), {"headers": one}, {"headers": other}) == 2
+
+
+async def test_a_key_that_cannot_be_compared_bypasses(serve: Start, caplog: pytest.LogCaptureFixture) -> None:
+    class Awkward:
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            raise LookupError("no")
+
+    gate = Gate()
+
+    async def handler(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text="ok")
+
+    middleware = reduce_middleware(key=lambda request: Awkward())
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    sent = [await server.send("/") for _ in range(2)]
+    await gate.entered(2)
+    gate.open()
+    assert {(await connection.receive()).text for connection in sent} == {"ok"}
+    assert server.figure("bypassed") == {"key-error": 1}
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed authority, a server certificate and two client certificates, in PEM files."""
@@ -260,6 +372,24 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
             .add_extension(x509.BasicConstraints(ca=name == "authority", path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+            )
+            .add_extension(
+                x509.KeyUsage(
+                    digital_signature=True,
+                    key_cert_sign=name == "authority",
+                    crl_sign=name == "authority",
+                    content_commitment=False,
+                    key_encipherment=False,
+                    data_encipherment=False,
+                    key_agreement=False,
+                    encipher_only=False,
+                    decipher_only=False,
+                ),
+                critical=True,
+            )
             .sign(authority_key, hashes.SHA256())
         )
         pem = serialization.Encoding.PEM
@@ -304,15 +434,19 @@ async def test_tls_client_certificates_keep_requests_apart(serve: Start, certifi
         (b"for=1.2.3.4", b""),
         (b"for=1.2.3.4;host=a;proto=http", b"host=a;proto=http"),
         (b"For=1 ; Host=A ; by=x", b"host=A"),
-        (b"for=1, for=2;proto=https", b"proto=https"),
+        (b"for=1, for=2;proto=https", b",proto=https"),
+        (b"host=x, for=1", b"host=x,"),
         (b'for="[::1]:80";host="a,b;c"', b'host="a,b;c"'),
         (b'host="a\\"b"', b'host="a\\"b"'),
         # Malformed: the whole line, so that nobody is joined by mistake.
         (b'for="1;host=a', b'for="1;host=a'),
         (b"host", b"host"),
+        (b"for=1host=a;x=y", b"for=1host=a;x=y"),
+        (b"by=;host=a", b"by=;host=a"),
+        (b"host=a:80", b"host=a:80"),
         (b"host=a b", b"host=a b"),
         (b"", b""),
-        (b";;,", b""),
+        (b";;,", b","),
     ],
 )
 def test_of_forwarded_only_host_and_proto_are_compared(line: bytes, kept: bytes) -> None:
@@ -327,3 +461,6 @@ def test_the_memory_of_header_names_is_bounded() -> None:
 
     selection.headers_of(Request)  # type: ignore[arg-type]
     assert len(selection._names) <= 4096
+    Request.raw_headers = ((b"Y" * 5000, b""),)  # long ones are not remembered at all
+    selection.headers_of(Request)  # type: ignore[arg-type]
+    assert max(map(len, selection._names)) <= 64

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -347,6 +349,105 @@ async def test_2_2_no_takeover_once_the_application_shuts_down(serve: Start) -> 
     assert gate.runs == 1
     await stopping
     await eventually(server.nothing_is_left)
+
+
+async def test_2_2_no_new_run_of_an_overdue_follower_once_the_application_shuts_down(serve: Start) -> None:
+    server, gate = await gated(serve, max_wait=0.1, shutdown_timeout=0.5)
+    await server.send("/")
+    await gate.entered()
+    await server.send("/")
+    await server.waiting(1)
+    await server.runner.cleanup()
+    assert gate.runs == 1
+    await eventually(server.nothing_is_left)
+
+
+async def test_2_7_followers_whose_clients_left_are_ended_quietly(
+    serve: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    scopes: list[asyncio.Timeout] = []
+
+    @web.middleware
+    async def limit(request: web.Request, handler: Any) -> Any:
+        try:
+            async with asyncio.timeout(None) as scope:
+                scopes.append(scope)
+                return await handler(request)
+        except TimeoutError:
+            return web.Response(status=503)
+
+    server, gate = await gated(serve, outer=[limit])
+    leader = await server.send("/")
+    await gate.entered()
+    followers = [await server.send("/") for _ in range(3)]
+    await server.waiting(3)
+    for follower in followers:
+        follower.abort()
+    (table,) = server.middleware._tables.values()  # type: ignore[union-attr]
+    (flight,) = table.flights.values()
+    await eventually(lambda: not any(waiter.can_lead() for waiter in flight.waiters.values() if waiter))
+    scopes[0].reschedule(0)
+    assert (await leader.receive()).status == 503
+    await eventually(server.nothing_is_left)
+    assert gate.runs == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("kind", ["answer", "compressed", "error"])
+async def test_2_7_no_reference_cycle_keeps_a_request(
+    serve: Start, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    seen: list[weakref.ref[web.Request]] = []
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> Any:
+        seen.append(weakref.ref(request))
+        return await handler(request)
+
+    async def handler(request: web.Request) -> web.Response:
+        await gate.wait()
+        if kind == "error":
+            raise TimeoutError
+        response = web.Response(text="x" * 1000)
+        if kind == "compressed":
+            response.enable_compression()
+        return response
+
+    middleware = reduce_middleware()
+    server = await serve(app_with(handler, middleware, outer=[outer]), middleware=middleware)
+    gc.collect()
+    gc.disable()
+    try:
+        herd = asyncio.create_task(server.herd(8, "/"))
+        await server.waiting(7)
+        gate.open()
+        await herd
+        for connection in server._connections:
+            await connection.close()
+        caplog.clear()
+        await eventually(lambda: all(reference() is None for reference in seen))
+        assert len(seen) == 8
+    finally:
+        gc.enable()
+
+
+async def test_the_last_call_is_not_for_the_connection_that_was_answered(serve: Start) -> None:
+    runs = 0
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0.002)
+        return web.Response(text=str(runs))
+
+    middleware = reduce_middleware()
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    connection = await server.connect()
+    for _ in range(5):
+        await connection.send("/")
+    assert [(await connection.receive()).text for _ in range(5)] == list("12345")
+    assert (server.figure("total"), server.figure("executed")) == (5, 5)
 
 
 async def test_2_3_a_follower_that_leaves_disturbs_nobody_and_wakes_at_once(serve: Start) -> None:

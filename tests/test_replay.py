@@ -279,6 +279,55 @@ async def test_a_class_that_sends_its_body_itself_is_unshared(serve: Start) -> N
     assert {reply.text for reply in replies} == {"rows"}
 
 
+async def test_an_object_that_sends_itself_in_its_own_way_is_unshared(serve: Start) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        response = web.Response(text="ok")
+        prepare = response.prepare
+
+        async def wrapped(to: Any) -> Any:
+            response.headers["X-Wrapped"] = "yes"
+            return await prepare(to)
+
+        response.prepare = wrapped  # type: ignore[method-assign]
+        return response
+
+    replies, server = await herd(serve, handler)
+    assert {(reply.text, reply.headers["X-Wrapped"]) for reply in replies} == {("ok", "yes")}
+    assert server.figure("unshared") == {"response-class": 2}
+
+
+async def test_containers_on_a_response_are_each_ones_own(serve: Start) -> None:
+    class Tagged(web.Response):
+        def __init__(self) -> None:
+            super().__init__(text="ok")
+            self.tags: list[str] = []
+
+    seen: list[list[str]] = []
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> Any:
+        response = await handler(request)
+        response.tags.append(request.headers["User-Agent"])
+        seen.append(response.tags)
+        return response
+
+    async def handler(request: web.Request) -> web.Response:
+        return Tagged()
+
+    _, server = await herd(serve, handler, headers=lambda n: {"User-Agent": str(n)}, outer=[outer])
+    assert runs(server) == 1
+    assert sorted(seen) == [["0"], ["1"], ["2"]]
+
+
+async def test_a_client_cannot_take_headers_from_others_by_what_it_sends(serve: Start) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text="ok", headers={"X-Frame-Options": "SAMEORIGIN"})
+
+    replies, server = await herd(serve, handler, headers=lambda n: {"X-Request-ID": "SAMEORIGIN"} if n == 0 else {})
+    assert runs(server) == 1
+    assert {reply.headers["X-Frame-Options"] for reply in replies} == {"SAMEORIGIN"}
+
+
 @pytest.mark.parametrize("content_type", ["text/event-stream", "multipart/x-mixed-replace"])
 async def test_endless_types_are_unshared(serve: Start, content_type: str) -> None:
     async def handler(request: web.Request) -> web.Response:
@@ -476,12 +525,14 @@ async def test_a_body_that_an_outer_middleware_replaces_is_compressed_anew(serve
 async def test_headers_that_repeat_the_leaders_trace_are_not_replayed(serve: Start) -> None:
     async def handler(request: web.Request) -> web.Response:
         ident = request.headers["X-Request-ID"]
-        return web.Response(headers={"X-Request-ID": ident, "X-Echo": ident, "X-Other": "kept"})
+        return web.Response(headers={"X-Request-ID": ident, "X-Trace-Echo": ident, "X-Page": ident, "X-Other": "kept"})
 
     replies, server = await herd(serve, handler, headers=lambda n: {"X-Request-ID": f"request-{n}"})
     assert runs(server) == 1
     assert [reply.headers.get("X-Request-ID") for reply in replies] == ["request-0", None, None]
-    assert [reply.headers.get("X-Echo") for reply in replies] == ["request-0", None, None]
+    assert [reply.headers.get("X-Trace-Echo") for reply in replies] == ["request-0", None, None]
+    # Not just any header: whoever leads chooses the value, and could take security headers away from others.
+    assert {reply.headers["X-Page"] for reply in replies} == {"request-0"}
     assert {reply.headers["X-Other"] for reply in replies} == {"kept"}
 
 

@@ -202,6 +202,8 @@ async def test_a_local_user_may_see_it(serve: Start, host: str) -> None:
         {"host": "10.0.0.1"},
         {"host": ""},
         {"host": None, "version": "HTTP/1.0"},
+        {"version": "HTTP/1.0"},
+        {"headers": {"CF-Connecting-IP": "1.2.3.4"}},
         {"headers": {"Forwarded": "for=127.0.0.1"}},
         {"headers": {"X-Forwarded-For": "127.0.0.1"}},
         {"headers": {"x-forwarded-anything": "1"}},

@@ -186,6 +186,127 @@ def test_2_2_a_takeover_resets_nobodys_max_wait() -> None:
     run_virtually(main)
 
 
+@pytest.mark.parametrize("late_takes", [2.499, 2.5, 2.501])
+def test_2_4_a_late_run_that_has_ended_is_not_interrupted(late_takes: float) -> None:
+    """The elder outcome may come in the very pass in which the late run ends: the request goes on outside."""
+
+    async def main(loop: VirtualLoop) -> None:
+        @web.middleware
+        async def commits(request: web.Request, handler: object) -> web.StreamResponse:
+            response: web.StreamResponse = await handler(request)  # type: ignore[operator]
+            await asyncio.sleep(1.0)
+            return response
+
+        runs = 0
+
+        async def handler(request: web.Request) -> web.Response:
+            nonlocal runs
+            runs += 1
+            await asyncio.sleep(5.0 if runs == 1 else late_takes)
+            return web.Response(text=str(runs))
+
+        door = Door(loop, reduce_middleware(max_age=1.0, max_wait=2.0), handler, outer=[commits])
+        first = asyncio.create_task(door.get())
+        await asyncio.sleep(0.5)
+        second = asyncio.create_task(door.get())
+        assert {response.status for response in await asyncio.gather(first, second)} == {200}
+        assert second.cancelling() == 0
+        await asyncio.sleep(0.01)
+        assert door.nothing_is_left()
+
+    run_virtually(main)
+
+
+def test_2_4_an_elder_outcome_that_may_not_be_shared_interrupts_nothing() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        cancelled = 0
+
+        async def handler(request: web.Request) -> web.Response:
+            nonlocal cancelled
+            try:
+                await asyncio.sleep(5.0)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+            return web.Response(headers={"Cache-Control": "no-store"})
+
+        door = Door(loop, reduce_middleware(max_age=1.0, max_wait=2.0), handler)
+        begin = loop.time()
+        await asyncio.gather(door.get(), door.get())
+        assert cancelled == 0
+        assert loop.time() - begin == pytest.approx(7.0, abs=EPSILON)
+
+    run_virtually(main)
+
+
+def test_2_4_followers_that_are_overdue_when_their_leader_leaves_share_one_run() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        runs = 0
+
+        async def handler(request: web.Request) -> web.Response:
+            nonlocal runs
+            runs += 1
+            await asyncio.sleep(100.0 if runs == 1 else 1.0)
+            return web.Response()
+
+        door = Door(loop, reduce_middleware(max_wait=30.0), handler)
+        leader = asyncio.create_task(door.get())
+        followers = [asyncio.create_task(door.get()) for _ in range(50)]
+        loop.call_later(30.0, leader.cancel)
+        await asyncio.gather(*followers)
+        await asyncio.wait([leader])
+        assert runs == 2
+
+    run_virtually(main)
+
+
+def test_2_4_the_same_object_at_a_further_door_does_not_hold_up_a_late_run() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        starts: list[float] = []
+        begin = loop.time()
+
+        async def handler(request: web.Request) -> web.Response:
+            starts.append(loop.time() - begin)
+            if len(starts) == 1:
+                await asyncio.Event().wait()
+            return web.Response()
+
+        middleware = reduce_middleware(max_age=60.0, max_wait=30.0)
+        door = Door(loop, middleware, handler, outer=[middleware])
+        stuck, late = asyncio.create_task(door.get()), asyncio.create_task(door.get())
+        await late
+        assert starts == [0.0, pytest.approx(30.0, abs=EPSILON)]
+        stuck.cancel()
+        await asyncio.wait([stuck])
+        assert door.nothing_is_left()
+        assert not middleware._settings.late
+
+    run_virtually(main)
+
+
+def test_who_left_a_stuck_flight_is_let_go() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        async def handler(request: web.Request) -> web.Response:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        door = Door(loop, reduce_middleware(max_age=60.0, max_wait=60.0), handler)
+        leader = asyncio.create_task(door.get())
+        await asyncio.sleep(0)
+        for _ in range(100):
+            follower = asyncio.create_task(door.get())
+            await asyncio.sleep(0.01)
+            follower.cancel()
+            await asyncio.wait([follower])
+        (table,) = door.middleware._tables.values()
+        (flight,) = table.flights.values()
+        assert len(flight._deadlines or ()) <= 10
+        leader.cancel()
+        await asyncio.wait([leader])
+
+    run_virtually(main)
+
+
 @pytest.mark.parametrize("how", ["follower", "interrupted leader"])
 def test_a_cancellation_from_outside_is_never_swallowed(how: str) -> None:
     async def main(loop: VirtualLoop) -> None:

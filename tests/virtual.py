@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -62,12 +62,17 @@ class Door:
     """A middleware object in front of one handler, in virtual time."""
 
     def __init__(
-        self, loop: VirtualLoop, middleware: ReduceMiddleware, handler: Callable[[web.Request], Awaitable[Any]]
+        self,
+        loop: VirtualLoop,
+        middleware: ReduceMiddleware,
+        handler: Callable[[web.Request], Awaitable[Any]],
+        *,
+        outer: Iterable[Any] = (),
     ) -> None:
         self.loop = loop
         self.middleware = middleware
         middleware._clock = middleware._settings.clock = loop.time
-        self.app = web.Application(middlewares=[middleware])
+        self.app = web.Application(middlewares=[*outer, middleware])
         self.app.router.add_route("*", "/{tail:.*}", handler)
         self.app._set_loop(loop)
         self.app.freeze()

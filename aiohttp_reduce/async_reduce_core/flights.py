@@ -99,6 +99,7 @@ class Waiter(Generic[T]):
         for flight in self.flights:
             if flight.under_way:
                 flight.waiters.pop(self.future, None)
+                flight.sweep_deadlines()
         self.flights.clear()
         if promotion is not None:
             flight, generation = promotion
@@ -161,6 +162,12 @@ class Flight(Generic[T]):
         self.sweep_at = max(64, 2 * len(self.waiters))
         return self.waiters
 
+    def sweep_deadlines(self) -> None:
+        """Let go of those who left before their deadline, once they are the most."""
+        deadlines = self._deadlines
+        if deadlines is not None and len(deadlines) > 2 * len(self.waiters) + 8:
+            self._deadlines = deque(entry for entry in deadlines if entry[1].future in self.waiters)
+
     def close(self) -> None:
         """Nobody joins any more. Whoever waits keeps waiting."""
         self.closes = -math.inf
@@ -181,8 +188,8 @@ class Flight(Generic[T]):
         for future in waiters:
             if not future.done():
                 future.set_result(outcome)
-        if self._timer is not None:
-            self._stop_timer()
+        if self._deadlines is not None:
+            self._forget_deadlines()
         return True
 
     def fail(self, generation: int, exception: BaseException) -> bool:
@@ -226,9 +233,13 @@ class Flight(Generic[T]):
         self.under_way = False
         self.close()
         waiters, self.waiters = self.waiters, NOBODY
-        if self._timer is not None:
-            self._stop_timer()
+        if self._deadlines is not None:
+            self._forget_deadlines()
         return waiters
+
+    def _forget_deadlines(self) -> None:
+        self._deadlines = None
+        self._stop_timer()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

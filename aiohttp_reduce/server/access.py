@@ -4,9 +4,11 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
-_PROXY_HEADERS: Final = ("forwarded", "x-real-ip", "via")
+_PROXY_HEADERS: Final = frozenset(
+    {"forwarded", "x-real-ip", "via", "x-client-ip", "true-client-ip", "cf-connecting-ip", "fly-client-ip"}
+)
 _PROXY_PREFIX: Final = "x-forwarded-"
 
 
@@ -14,8 +16,11 @@ def local_only(request: web.BaseRequest) -> bool:
     """Whether the peer is a loopback address, the Host is loopback too, and no header tells of a proxy.
 
     The Host is compared so that a foreign web page cannot reach it under a name that it resolves to
-    127.0.0.1. A proxy on this machine that adds no header cannot be told from a local user.
+    127.0.0.1. HTTP/1.0 is what nginx speaks by default, with a Host of its own and no header that tells of it.
+    Otherwise a proxy on this machine that adds no header cannot be told from a local user.
     """
+    if request.version < HttpVersion11:
+        return False
     peername = request.get_extra_info("peername")
     if not isinstance(peername, Sequence) or isinstance(peername, str) or not _is_loopback(str(peername[0])):
         return False

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from .. import _aiohttp
-from ..async_reduce_core import PENDING, Waiter, Wake
+from ..async_reduce_core import PENDING, Flight, Waiter, Wake
 from ..stats import Route
 from .last_call import LAST_CALL_AFTER
 from .leading import Settings, is_error, is_for_the_loop, land, left
@@ -96,7 +96,10 @@ class Follower(Waiter[Outcome]):
             return _REFUSED
         counters.reduced += 1
         if outcome.raised:
-            raise made
+            try:
+                raise made
+            finally:
+                del made  # or it would hold this frame, and this frame it
         return made
 
     async def _given(self, outcome: Outcome) -> web.StreamResponse:
@@ -108,22 +111,36 @@ class Follower(Waiter[Outcome]):
 
     async def run_alone(self) -> web.StreamResponse:
         """Run the handler without a flight."""
-        counters = self.route.counters
-        settings = self.settings
-        settings.tell("on_executing_for", self.request, self.route)
+        return await self._run(None)
+
+    async def _run(self, run: "_LateRun | None") -> web.StreamResponse:
+        """Run the handler after having waited, and say so in the answer; `run` is what it does for others."""
+        request, counters, settings = self.request, self.route.counters, self.settings
+        elder: Outcome | None = None
+        settings.tell("on_executing_for", request, self.route)
+        settings.late.add(request.protocol)
         counters.late += 1
         try:
-            response = await self.handler(self.request)
+            response = await self.handler(request)
         except BaseException as exception:
-            counters.errors += is_error(exception)
-            mark_not_collapsed(exception, settings.cache_status)
-            settings.tell("on_exception_for", self.request, self.route, exception)
-            raise
+            if run is not None:
+                elder = run.end(exception, raised=True)
+            if elder is None:
+                counters.errors += is_error(exception)
+                mark_not_collapsed(exception, settings.cache_status)
+                settings.tell("on_exception_for", request, self.route, exception)
+                raise
+        else:
+            if run is not None:
+                elder = run.end(response, raised=False)
+            if elder is None:
+                mark_not_collapsed(response, settings.cache_status)
+                settings.tell("on_result_for", request, self.route, response)
+                return response
         finally:
+            settings.late.discard(request.protocol)
             counters.ended += 1
-        mark_not_collapsed(response, settings.cache_status)
-        settings.tell("on_result_for", self.request, self.route, response)
-        return response
+        return await self._given(elder)
 
     async def _wait_on(self, event: Wake) -> web.StreamResponse:
         """After a wake-up without an outcome: lead, join a younger flight or lead one, until there is one."""
@@ -137,20 +154,25 @@ class Follower(Waiter[Outcome]):
                 return await self._lead(flight, generation)
             outcome = self.landed()
             if outcome is PENDING:
+                elders = self.flights
                 self.renew()
-                if event is Wake.ORPHANED and not self.flights and not _aiohttp.can_answer(self.request):
-                    raise self._nobody_left()
-                younger = self._younger()
-                if younger is None:
-                    return await self._lead(self._hedge(), 0)
-                outcome = younger.outcome
-                if outcome is PENDING:
-                    younger.join(self, self.settings.clock() + self.settings.max_wait)
-                    woken = await self._woken()
-                    if isinstance(woken, Wake):
-                        event = woken
-                        continue
-                    outcome = woken
+                younger = self._younger(elders)
+                if younger is not None:
+                    outcome = younger.outcome
+                    if outcome is PENDING:
+                        younger.join(self, self.settings.clock() + self.settings.max_wait)
+                elif _aiohttp.can_answer(self.request):
+                    return await self._lead(self._hedge(elders), 0)
+                elif not self.flights or not _aiohttp.connection_is_open(self.request):
+                    # The server shuts down, or the client is gone and will not see this.
+                    self.leave()
+                    raise web.HTTPServiceUnavailable(text="503: the server is shutting down")
+            if outcome is PENDING:
+                woken = await self._woken()
+                if isinstance(woken, Wake):
+                    event = woken
+                    continue
+                outcome = woken
             self.leave()
             return await self._given(outcome)
 
@@ -164,17 +186,17 @@ class Follower(Waiter[Outcome]):
         finally:
             self.route.counters.waiting -= 1
 
-    def _younger(self) -> RequestFlight | None:
+    def _younger(self, elders: list[Flight[Outcome]]) -> RequestFlight | None:
         """A flight of this identity, begun after this request came, that it does not wait for yet.
 
         It need not admit newcomers any more: for this request its answer is fresh enough.
         """
         candidates: list[Any] = [self.table.find(self.target, self.request, self.certificate, self.key_value)]
-        candidates += [flight.hedge for flight in self.flights if isinstance(flight, RequestFlight)]
+        candidates += [flight.hedge for flight in elders if isinstance(flight, RequestFlight)]
         for flight in candidates:
             if (
                 flight is not None
-                and flight not in self.flights
+                and flight not in elders
                 and flight.opened > self.arrived
                 and (flight.under_way or flight.outcome is not PENDING)
             ):
@@ -182,17 +204,12 @@ class Follower(Waiter[Outcome]):
                 return found
         return None
 
-    def _hedge(self) -> RequestFlight:
-        hedge = self.table.hedge(self.request, self.certificate, self.key_value, self.settings.clock())
-        for flight in self.flights:
+    def _hedge(self, elders: list[Flight[Outcome]]) -> RequestFlight:
+        hedge = self.table.hedge(self.request, self.key_value, self.settings.clock())
+        for flight in elders:
             if isinstance(flight, RequestFlight):
                 flight.hedge = hedge
         return hedge
-
-    def _nobody_left(self) -> BaseException:
-        if _aiohttp.is_shutting_down(self.request) and _aiohttp.connection_is_open(self.request):
-            return web.HTTPServiceUnavailable(text="503: the server is shutting down")
-        return ConnectionResetError("the client is gone, and so is the request that it waited for")
 
     async def _lead(self, flight: RequestFlight, generation: int) -> web.StreamResponse:
         """Run the handler for the flight in this request's own task, after having waited.
@@ -200,40 +217,19 @@ class Follower(Waiter[Outcome]):
         An outcome of a flight that this request still waits for comes first: it interrupts the handler, and
         the flight goes to the next one.
         """
-        request, counters, settings = self.request, self.route.counters, self.settings
         elder = self.landed()
-        if elder is not PENDING and elder.refuses(request) is None:
+        if elder is not PENDING and elder.refuses(self.request) is None:
             self.leave()
             flight.abandon(generation)
             return await self._given(elder)
-        flight.subject = request
-        run = _LateRun(self, flight, generation)
-        settings.tell("on_executing_for", request, self.route)
-        counters.late += 1
-        try:
-            response = await self.handler(request)
-        except BaseException as exception:
-            elder = run.end(exception, raised=True)
-            if elder is None:
-                counters.errors += is_error(exception)
-                mark_not_collapsed(exception, settings.cache_status)
-                settings.tell("on_exception_for", request, self.route, exception)
-                raise
-        else:
-            elder = run.end(response, raised=False)
-            if elder is None:
-                mark_not_collapsed(response, settings.cache_status)
-                settings.tell("on_result_for", request, self.route, response)
-                return response
-        finally:
-            counters.ended += 1
-        return await self._given(elder)
+        flight.subject = self.request
+        return await self._run(_LateRun(self, flight, generation))
 
 
 class _LateRun:
     """The run of one who waited first, and who may still be answered by an elder flight."""
 
-    __slots__ = ("_cancelling", "_flight", "_follower", "_generation", "_interrupted", "_started", "_task")
+    __slots__ = ("_cancelling", "_ended", "_flight", "_follower", "_generation", "_interrupted", "_started", "_task")
 
     def __init__(self, follower: Follower, flight: RequestFlight, generation: int) -> None:
         task = asyncio.current_task()
@@ -244,6 +240,7 @@ class _LateRun:
         self._flight = flight
         self._generation = generation
         self._interrupted = False
+        self._ended = False
         self._started = follower.settings.clock()
         follower.leading = True
         follower.renew()
@@ -251,13 +248,15 @@ class _LateRun:
             follower.future.add_done_callback(self._interrupt)
 
     def _interrupt(self, future: "asyncio.Future[Any]") -> None:
-        if future.result().refuses(self._follower.request) is None:
+        # A callback that is already scheduled cannot be removed: it may come after the handler's end.
+        if not self._ended and future.result().refuses(self._follower.request) is None:
             self._interrupted = True
             self._task.cancel()
 
     def end(self, result: Any, *, raised: bool) -> Outcome | None:
         """End the flight by what the handler did. The outcome to answer with instead, if an elder one came."""
         follower, flight = self._follower, self._flight
+        self._ended = True
         follower.future.remove_done_callback(self._interrupt)
         elder: Any = follower.future.result() if self._interrupted else None
         follower.leave()

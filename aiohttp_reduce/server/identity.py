@@ -6,27 +6,23 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+TRACING_HEADERS: Final = frozenset({
+    "traceparent", "tracestate", "baggage", "b3", "X-B3-*", "X-Request-ID", "X-Correlation-ID", "Request-ID",
+    "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "sentry-trace", "uber-trace-id", "X-Datadog-*", "newrelic",
+    "X-Request-Start", "X-Amz-Cf-Id", "Fly-Request-Id", "X-Azure-Ref", "X-Varnish", "CF-Ray",
+})  # fmt: skip
+"""Headers that name one request in a trace."""
+
 DEFAULT_IGNORE_HEADERS: Final = frozenset({
     # Connection management. (Upgrade other than websocket is served by aiohttp as an ordinary request.)
     "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "HTTP2-Settings", "Upgrade",
     # Client noise.
     "User-Agent", "Referer", "DNT", "Sec-GPC", "Priority", "Upgrade-Insecure-Requests",
     "Sec-CH-UA", "Sec-CH-UA-Mobile", "Sec-CH-UA-Platform", "Cache-Control", "Pragma",
-    # Tracing.
-    "traceparent", "tracestate", "baggage", "b3", "X-B3-*", "X-Request-ID", "X-Correlation-ID", "Request-ID",
-    "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "sentry-trace", "uber-trace-id", "X-Datadog-*", "newrelic",
-    "X-Request-Start", "X-Amz-Cf-Id", "Fly-Request-Id", "X-Azure-Ref", "X-Varnish", "CF-Ray",
     # Client address.
     "X-Forwarded-For", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fly-Client-IP",
-})  # fmt: skip
+}) | TRACING_HEADERS  # fmt: skip
 """Request headers that are left out of the identity; a trailing `*` stands for any ending."""
-
-TRACING_HEADERS: Final = frozenset({
-    "traceparent", "tracestate", "baggage", "b3", "x-b3-*", "x-request-id", "x-correlation-id", "request-id",
-    "x-amzn-trace-id", "x-cloud-trace-context", "sentry-trace", "uber-trace-id", "x-datadog-*", "newrelic",
-    "x-request-start", "x-amz-cf-id", "fly-request-id", "x-azure-ref", "x-varnish", "cf-ray",
-})  # fmt: skip
-"""Headers that name one request in a trace, in lower case."""
 
 DEFAULT_IGNORE_COOKIES: Final = frozenset({"_ga*", "_gid", "_gat*", "_gcl_*", "__utm*", "_fbp", "_pk_*", "_hj*"})
 """Cookies of analytics that are left out of the identity; a trailing `*` stands for any ending."""
@@ -34,6 +30,7 @@ DEFAULT_IGNORE_COOKIES: Final = frozenset({"_ga*", "_gid", "_gat*", "_gcl_*", "_
 # Names of request headers remembered with what to do with them. An attacker may send any number of names:
 # the memory is emptied when it is full.
 _MAX_NAMES: Final = 4096
+_MAX_NAME: Final = 64
 
 
 class Names:
@@ -56,9 +53,12 @@ class Names:
 TRACING: Final = Names(TRACING_HEADERS, fold=True)
 
 _COOKIE: Final = "cookie"
+_PLAIN_COOKIE: Final = re.compile(rb" ?([A-Za-z0-9_.-]+)=[^\x00-\x20\x7f-\xff\",;\\]*\Z")
 _FORWARDED: Final = "forwarded"
-# A forwarded-pair whose value is a token or a quoted string (RFC 7239, 4).
-_FORWARDED_PAIR: Final = re.compile(r'\s*([!#$%&\'*+\-.^_`|~\w]+)=("(?:[^"\\]|\\.)*"|[^\s";,]*)\s*\Z', re.ASCII)
+# A forwarded-pair whose value is a token, with a port after it as clients write it, or a quoted string (RFC 7239, 4).
+_FORWARDED_PAIR: Final = re.compile(
+    r'\s*([!#$%&\'*+\-.^_`|~\w]+)=("(?:[^"\\]|\\.)*"|[!#$%&\'*+\-.^_`|~\w]+(?::\d{1,4})?)\s*\Z', re.ASCII
+)
 _FORWARDED_SPLIT: Final = re.compile(r'((?:[^";,]|"(?:[^"\\]|\\.)*")*)([;,]|\Z)')
 
 
@@ -97,14 +97,14 @@ class Selection:
         headers = request.headers
         if hdrs.AUTHORIZATION in headers and self.selects("authorization"):
             return True
-        return self.selects(_COOKIE) and any(
-            self._cookies(line.encode("utf-8", "surrogateescape")) for line in headers.getall(hdrs.COOKIE, ())
-        )
+        lines = [line.encode("utf-8", "surrogateescape") for line in headers.getall(hdrs.COOKIE, ())]
+        return bool(lines) and self.selects(_COOKIE) and bool(self._cookies(lines))
 
     def headers_of(self, request: web.BaseRequest) -> Hashable:
         """The selected headers with all their values, sorted by name; the lines of one name stay in order."""
         names = self._names
         selected: list[tuple[str, bytes]] = []
+        cookies: list[bytes] = []
         for raw_name, value in request.raw_headers:
             try:
                 name = names[raw_name]
@@ -113,31 +113,42 @@ class Selection:
             if name is None:
                 continue
             if name == _COOKIE:
-                value = self._cookies(value)
-                if not value:
-                    continue
-            elif name == _FORWARDED and not self._whole_forwarded:
+                cookies.append(value)
+                continue
+            if name == _FORWARDED and not self._whole_forwarded:
                 value = forwarded_host_and_proto(value)
             selected.append((name, value))
+        if cookies:
+            kept = self._cookies(cookies)
+            if kept:
+                selected.append((_COOKIE, kept))
         selected.sort(key=_by_name)
         return tuple(selected)
 
     def _remember(self, raw_name: bytes) -> str | None:
         name = raw_name.decode("utf-8", "surrogateescape").lower()
         selected = name if self.selects(name) else None
+        if len(raw_name) > _MAX_NAME:
+            return selected
         if len(self._names) >= _MAX_NAMES:
             self._names.clear()
         self._names[raw_name] = selected
         return selected
 
-    def _cookies(self, line: bytes) -> bytes:
+    def _cookies(self, lines: list[bytes]) -> bytes:
+        """The cookies that count. What is not plainly one cookie that does not, counts.
+
+        aiohttp reads the first line only, and ends a cookie at white space too: what it could read in another
+        way than this does is kept whole.
+        """
+        if len(lines) != 1:
+            return b"\n".join(lines)
         kept = []
-        for pair in line.split(b";"):
-            pair = pair.strip()
-            name = pair.split(b"=", 1)[0].strip().decode("utf-8", "surrogateescape")
-            if pair and name not in self._ignore_cookies:
-                kept.append(pair)
-        return b"; ".join(kept)
+        for pair in lines[0].split(b";"):
+            match = _PLAIN_COOKIE.match(pair)
+            if match is None or match.group(1).decode("ascii") not in self._ignore_cookies:
+                kept.append(pair.strip())
+        return b";".join(kept)
 
 
 def _by_name(item: tuple[str, bytes]) -> str:
@@ -166,5 +177,6 @@ def forwarded_host_and_proto(line: bytes) -> bytes:
         elif not match.group(2):
             break
         position = match.end()
-    kept = ",".join(";".join(pairs) for pairs in elements if pairs)
+    # Empty elements stay: the application may ask for the first, or the last.
+    kept = ",".join(";".join(pairs) for pairs in elements)
     return kept.encode("utf-8", "surrogateescape")

@@ -29,7 +29,7 @@ _FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 class Settings:
     """What one middleware object was made with, checked."""
 
-    __slots__ = ("cache_status", "clock", "has_key", "hooks", "max_wait", "selection")
+    __slots__ = ("cache_status", "clock", "has_key", "hooks", "late", "max_wait", "selection")
 
     def __init__(
         self,
@@ -47,6 +47,9 @@ class Settings:
         self.hooks = hooks
         self.has_key = has_key
         self.clock = clock
+        # The connections whose requests had waited and run by themselves now: a further door of the same object,
+        # in the same application or a sub-application, must not make them wait once more.
+        self.late: set[Any] = set()
 
     def tell(self, hook: str, request: web.Request, route: Route, *args: Any) -> None:
         """Call one of the five hooks; the identity they see reads `GET http://host/path?query`."""

@@ -111,7 +111,7 @@ class ReduceMiddleware:
             or payload is not EMPTY_PAYLOAD
             or hdrs.UPGRADE in headers
             or hdrs.EXPECT in headers
-            or _EVENT_STREAM in headers.get(hdrs.ACCEPT, "").lower()
+            or _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT, ())).lower()
             or self._when is not None
         ):
             reason = self._bypass_reason(request, method, known)
@@ -135,12 +135,21 @@ class ReduceMiddleware:
         elder = None
         alone = target not in table.flights and target not in table.crowds
         if not alone:
-            elder = table.find(target, request, certificate, key_value)
+            try:
+                elder = table.find(target, request, certificate, key_value)
+            except Exception:
+                logger.exception("the value of key cannot be compared for %r; not reduced", request)
+                return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
             if elder is not None and elder.subject.protocol is request.protocol:
-                # The same request, at the same door again: it would wait for itself.
-                return await handler(request)
+                if elder.under_way:
+                    # The same request, at the same door again: it would wait for itself.
+                    return await handler(request)
+                # The last call is for others: this client has had its answer, and asks anew.
+                elder.close()
         counters = known.counters
         settings = self._settings
+        if settings.late and request.protocol in settings.late:
+            return await handler(request)
         told = settings.hooks is not None
         if told:
             settings.tell("on_apply_for", request, known)
@@ -164,6 +173,7 @@ class ReduceMiddleware:
             response = await handler(request)
         except BaseException as exception:
             self._raised(flight, task, cancelling, request, known, exception)
+            del flight  # it may hold the exception, which holds this frame
             raise
         finally:
             counters.ended += 1
@@ -202,7 +212,7 @@ class ReduceMiddleware:
         if method not in self._methods:
             return Bypass.METHOD
         if method not in known.reduced_methods:
-            if is_marked(known.handler, method):
+            if is_marked(request.match_info.handler, method):
                 return Bypass.NEVER_REDUCE
             known.reduced_methods.add(method)
         headers = request.headers
@@ -212,7 +222,7 @@ class ReduceMiddleware:
             return Bypass.EXPECT
         if request.body_exists:
             return Bypass.BODY
-        if _EVENT_STREAM in headers.get(hdrs.ACCEPT, "").lower():
+        if _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT, ())).lower():
             return Bypass.EVENT_STREAM
         if self._when is not None:
             try:

@@ -4,6 +4,7 @@ An outcome never changes once it is captured, and never holds what belongs to on
 """
 
 import copy
+import re
 from types import TracebackType
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ from .identity import TRACING, Selection
 
 # Shorter values ("1", "sampled") stand in other headers by chance.
 _MIN_TRACE_ID: Final = 8
+# Names of headers that may repeat such a value under another name. Not just any: whoever leads chooses the value,
+# and must not take a Content-Security-Policy away from the others with it.
+_TRACE_NAME: Final = re.compile(r"(?:^|-)(?:trace|span|request|correlation)(?:-|$)", re.IGNORECASE)
 
 _STREAMED_TYPES: Final = ("text/event-stream", "multipart/x-mixed-replace")
 
@@ -64,6 +68,7 @@ class Answer(Outcome):
         "_args",
         "_cls",
         "_compression",
+        "_containers",
         "_fields",
         "_headers",
         "_settled",
@@ -91,6 +96,10 @@ class Answer(Outcome):
         self._cls = type(response)
         self._args = response.args if isinstance(response, web.HTTPException) else None
         self._fields = vars(response).copy()
+        self._containers: tuple[str, ...] = ()
+        if self._cls is not web.Response:
+            self._fields = _aiohttp.fields_of_any_sending(self._fields)
+            self._containers = _aiohttp.containers_in(self._fields)
         self._state = _aiohttp.response_state(response)
         self._headers = response.headers.copy()
         if isinstance(response, web.Response):
@@ -106,7 +115,7 @@ class Answer(Outcome):
         return super().refuses(request)
 
     def make(self) -> web.StreamResponse:
-        response = _aiohttp.rebuild(self._cls, self._fields, self._headers, self._state)
+        response = _aiohttp.rebuild(self._cls, self._fields, self._containers, self._headers, self._state)
         if self._compression is not None:
             self._compression.attach(response)
         if self._args is not None:
@@ -116,6 +125,7 @@ class Answer(Outcome):
 
     def _settle(self) -> None:
         self._settled = True
+        self.verdict = Verdict(Unshared.RESPONSE_CLASS)  # should anything fail here
         content_type = self._headers.get(hdrs.CONTENT_TYPE, "").split(";", 1)[0].strip().lower()
         if content_type in _STREAMED_TYPES:
             self.verdict = Verdict(Unshared.STREAM)
@@ -182,7 +192,7 @@ def captured(
 def _cannot_be_replayed(response: web.StreamResponse) -> Unshared | None:
     if response.prepared or isinstance(response, web.WebSocketResponse):
         return Unshared.STREAM
-    if _aiohttp.sends_its_body_itself(type(response)):
+    if _aiohttp.sends_its_body_itself(response):
         return Unshared.RESPONSE_CLASS
     if isinstance(response, web.Response) and not _aiohttp.repeatable_body(response.body)[0]:
         return Unshared.ONE_SHOT_BODY
@@ -197,7 +207,8 @@ def _remove_trace(headers: CIMultiDict[str], leader: web.Request) -> None:
     if names:
         values = {value for value in names.values() if len(value) >= _MIN_TRACE_ID}
         for name in list(headers.keys()):
-            if name.lower() in names or values.intersection(headers.getall(name, ())):
+            repeats = _TRACE_NAME.search(name) and values.intersection(headers.getall(name, ()))
+            if name.lower() in names or repeats:
                 headers.popall(name, None)
 
 
@@ -211,6 +222,8 @@ def copied(exception: BaseException) -> BaseException:
     if twin is exception or not faithful:
         return exception
     twin.__dict__.pop("__notes__", None)
+    for name, value in twin.__dict__.items():
+        twin.__dict__[name] = _aiohttp.own(value)
     twin.__cause__ = exception.__cause__
     twin.__suppress_context__ = exception.__suppress_context__
     return twin

@@ -6,11 +6,12 @@ under their full identity, so that a lookup is never a scan.
 """
 
 import math
+import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from .. import _aiohttp
 from ..async_reduce_core import Flight, FlightTable
@@ -42,7 +43,7 @@ class RequestFlight(Flight[Outcome]):
 class RequestTable(FlightTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "_written", "_written_all", "crowds", "last_call", "max_age")
+    __slots__ = ("_selection", "_writing", "_written", "_written_all", "crowds", "last_call", "max_age")
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
@@ -56,6 +57,7 @@ class RequestTable(FlightTable[Outcome]):
         # When the answer to an unsafe request was sent, by decoded path, oldest first.
         self._written: dict[str, float] = {}
         self._written_all = -math.inf
+        self._writing = threading.Lock()
 
     def find(
         self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable
@@ -101,10 +103,9 @@ class RequestTable(FlightTable[Outcome]):
             flight.key_value = key_value
         return flight
 
-    def hedge(self, request: web.Request, certificate: bytes | None, key_value: Hashable, now: float) -> RequestFlight:
+    def hedge(self, request: web.Request, key_value: Hashable, now: float) -> RequestFlight:
         """A flight for overdue followers only: it does not stand in the table, and newcomers never join it."""
         flight = RequestFlight(self, object(), request, now, -math.inf)
-        flight.certificate = certificate
         flight.key_value = key_value
         return flight
 
@@ -120,19 +121,21 @@ class RequestTable(FlightTable[Outcome]):
     def wrote(self, path: str, now: float) -> None:
         """An unsafe request on the path is answered now: no flight begun before admits anyone any more."""
         written = self._written
-        while written:
-            oldest = next(iter(written))
-            if written[oldest] >= now - self.max_age:
-                break
-            del written[oldest]  # whatever was begun before it is too old to be joined anyway
-        written.pop(path, None)
-        if not self.flights:
-            return
-        if len(written) >= _MAX_WRITTEN:
-            written.clear()
-            self._written_all = now
-        else:
-            written[path] = now
+        # The write may be another loop's, in another thread; those who read look up one key at a time.
+        with self._writing:
+            while written:
+                oldest = next(iter(written))
+                if written[oldest] >= now - self.max_age:
+                    break
+                del written[oldest]  # whatever was begun before it is too old to be joined anyway
+            written.pop(path, None)
+            if not self.flights:
+                return
+            if len(written) >= _MAX_WRITTEN:
+                self._written_all = now
+                written.clear()
+            else:
+                written[path] = now
 
     def _same(
         self,
@@ -154,10 +157,11 @@ class RequestTable(FlightTable[Outcome]):
     def _identity(self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable) -> Hashable:
         return (
             target,
+            _aiohttp.route_of(request),
             request.scheme,
             request.version,
-            tuple(request.headers.getall("Host", ())),
-            request.host,
+            tuple(request.headers.getall(hdrs.HOST, ())),
+            _aiohttp.host_of(request),
             certificate,
             key_value,
             self._selection.headers_of(request),
