@@ -111,7 +111,7 @@ class ReduceMiddleware:
             or payload is not EMPTY_PAYLOAD
             or hdrs.UPGRADE in headers
             or hdrs.EXPECT in headers
-            or _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT, ())).lower()
+            or (hdrs.ACCEPT in headers and _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT)).lower())
             or self._when is not None
         ):
             reason = self._bypass_reason(request, method, known)
@@ -133,7 +133,8 @@ class ReduceMiddleware:
         target = raw_target if method == "GET" else f"{method} {raw_target}"
         now = self._clock()
         elder = None
-        alone = target not in table.flights and target not in table.crowds
+        flights = table.flights
+        alone = target not in flights and (not table.crowds or target not in table.crowds)
         if not alone:
             try:
                 elder = table.find(target, request, certificate, key_value)
@@ -163,7 +164,7 @@ class ReduceMiddleware:
         if told:
             settings.tell("on_executing_for", request, known)
         if alone and certificate is None and key_value is None:
-            flight = table.flights[target] = RequestFlight(table, target, request, now, now + table.max_age)
+            flight = flights[target] = RequestFlight(table, target, request, now, now + table.max_age)
         else:
             flight = table.open(target, request, certificate, key_value, now, elder)
         counters.led += 1
@@ -179,7 +180,10 @@ class ReduceMiddleware:
             counters.ended += 1
         last_call = self._clock() - now > LAST_CALL_AFTER
         if not last_call and not flight.waiters:
-            table.remove(flight)
+            if flights.get(target) is flight:
+                del flights[target]
+            else:
+                table.remove(flight)
         elif left(task, cancelling, request, None):
             flight.abandon(0)
         else:
