@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format lint types matrix bench clean
+.PHONY: demo test check format lint types matrix bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -30,6 +30,11 @@ matrix: $(VENV)/.check
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+# The long forms of what the suite has in short: bad input for a minute, 20,000 random herds.
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.growth --seconds 60
+	$(BIN)/python -m tests.test_fuzz 0 20000
 
 clean:
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -75,6 +75,7 @@ class Follower(Waiter[Outcome]):
             counters.largest_herd = max(counters.largest_herd, outcome.herd)
             if outcome.refuses(self.request) and outcome.verdict.reason is not None:
                 flight.close()  # it is for nobody; those to come lead their own
+        # As `_given` does, without a coroutine for it: this is the path of every follower.
         made = self._take(outcome)
         if made is _REFUSED:
             return await self.run_alone()

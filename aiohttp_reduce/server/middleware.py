@@ -163,13 +163,14 @@ class ReduceMiddleware:
 
         if told:
             settings.tell("on_executing_for", request, known)
+        task: Any = current_task(table.loop)
+        cancelling = task.cancelling()
+        # From here to the `try` nothing may fail: nobody would end the flight.
         if alone and certificate is None and key_value is None:
             flight = flights[target] = RequestFlight(table, target, request, now, now + table.max_age)
         else:
             flight = table.open(target, request, certificate, key_value, now, elder)
         counters.led += 1
-        task: Any = current_task(table.loop)
-        cancelling = task.cancelling()
         try:
             response = await handler(request)
         except BaseException as exception:
