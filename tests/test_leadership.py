@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_reduce import reduce_middleware
-from tests.harness import Gate, Reply, Server, Start, app_with, eventually
+from tests.harness import Gate, Server, Start, app_with, eventually
 
 
 async def gated(
@@ -501,12 +501,10 @@ async def test_2_7_nothing_is_left_behind_after_a_mix_of_everything(
 async def test_a_request_never_waits_for_itself(serve: Start) -> None:
     """The same object twice in one application, on the root and on a sub-application."""
     middleware = reduce_middleware()
-    runs = 0
+    gate = Gate()
 
     async def handler(request: web.Request) -> web.Response:
-        nonlocal runs
-        runs += 1
-        await asyncio.sleep(0.002)
+        await gate.wait()
         return web.Response(text="ok")
 
     @web.middleware
@@ -518,9 +516,15 @@ async def test_a_request_never_waits_for_itself(serve: Start) -> None:
     app = web.Application(middlewares=[middleware, clones, middleware])
     app.add_subapp("/sub", sub)
     server = await serve(app, middleware=middleware)
-    replies: list[Reply] = await server.herd(10, "/sub/page")
-    assert {reply.text for reply in replies} == {"ok"}
-    assert runs == 1
+    sent = [await server.send("/sub/page")]
+    await gate.entered()
+    sent += [await server.send("/sub/page") for _ in range(10)]
+    await server.waiting(10)
+    gate.open()
+    assert {(await connection.receive()).text for connection in sent} == {"ok"}
+    assert gate.runs == 1
+    # One leader at the first door and at that of the sub-application; straight on at the second.
+    assert server.figure("total") == 1 + 10 + 1
     await eventually(server.nothing_is_left)
 
 
