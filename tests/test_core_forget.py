@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -142,3 +142,43 @@ async def test_another_loops_flight_is_not_touched() -> None:
 def test_forget_needs_a_running_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         AsyncReducer().forget("k")
+
+
+class _Wrapped(Coroutine[Any, Any, int]):
+    """A coroutine that is not Python's own, as compiled code makes them."""
+
+    def __init__(self, inner: Coroutine[Any, Any, int]) -> None:
+        self._inner = inner
+
+    def send(self, value: Any) -> Any:
+        return self._inner.send(value)
+
+    def throw(self, *args: Any) -> Any:
+        return self._inner.throw(*args)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Any:
+        return self._inner.__await__()
+
+
+async def test_one_ident_is_one_key_whatever_kind_of_coroutine_it_comes_with() -> None:
+    reducer = AsyncReducer()
+    release = asyncio.Event()
+    runs = 0
+
+    async def work() -> int:
+        nonlocal runs
+        runs += 1
+        await release.wait()
+        return runs
+
+    calls = [reducer(work(), ident="x"), reducer(_Wrapped(work()), ident="x")]
+    release.set()
+    assert [await call for call in calls] == [1, 1]
+    release.clear()
+    call = reducer(_Wrapped(work()), ident="x")
+    assert reducer.forget("x")
+    release.set()
+    assert await call == 2

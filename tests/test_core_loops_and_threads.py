@@ -208,6 +208,6 @@ def test_per_loop_makes_one_value_for_each_loop_and_drops_the_closed(new_loop: L
     run(twice(), new_loop)
     run(twice(), new_loop)
     assert len(made) == 2
-    assert len(per_loop.values()) == 1
+    assert len(per_loop.by_loop) == 1
     with pytest.raises(RuntimeError, match="no running event loop"):
         per_loop.get()

@@ -315,7 +315,3 @@ class PerLoop(Generic[T]):
                     self.by_loop.pop(other, None)
             value = self.by_loop[loop] = self._make(loop)
         return value
-
-    def values(self) -> list[T]:
-        """The values of all loops that were seen and not dropped."""
-        return list(self.by_loop.values())

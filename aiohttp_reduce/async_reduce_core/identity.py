@@ -73,7 +73,7 @@ def explicit_key(ident: Any, coro: Any = None) -> Hashable:
     """The key of an explicit `ident`. Raises TypeError if `coro` is given and is no coroutine."""
     if coro is not None and type(coro) is not CoroutineType and not isinstance(coro, Coroutine):
         raise TypeError(_not_a_coroutine(coro))
-    return (_EXPLICIT, typed(ident))
+    return ident if type(ident) is str else (_EXPLICIT, typed(ident))  # no other kind of key is a str
 
 
 def unhashable(coro: Any, ident: Any) -> str:

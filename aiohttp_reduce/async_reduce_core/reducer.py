@@ -48,7 +48,7 @@ class AsyncReducer:
         if ident is None:
             key = coroutine_key(coro)
         elif type(ident) is str and type(coro) is CoroutineType:
-            key = ident  # no other kind of key is a str
+            key = ident  # as `explicit_key` says, without the call
         else:
             key = explicit_key(ident, coro)
         loop = get_running_loop()
@@ -61,6 +61,7 @@ class AsyncReducer:
             raise TypeError(unhashable(coro, ident)) from None
         future: asyncio.Future[T] = loop.create_future()
         hooks = self._hooks
+        shown: Hashable = None
         if hooks is not None:
             shown = ident if ident is not None else describe(coro, key)
             guarded(hooks.on_apply_for, coro, shown)
@@ -80,10 +81,7 @@ class AsyncReducer:
         # A task factory may be asyncio's eager one, which would run the coroutine inside this call and let
         # it change what the next call's identity sees.
         eager = loop.get_task_factory() is not None
-        if hooks is None:
-            execution = _execute(flight, coro, eager)
-        else:
-            execution = _execute_with_hooks(flight, coro, eager, hooks, shown)
+        execution = _execute(flight, coro, eager, hooks, shown)
         # Up to the first `_PAUSE`, into its `try`: a task that is cancelled before its first step throws into
         # its coroutine without entering it, and nobody would end the flight. (A done callback would tell us
         # too, but a pass of the loop later: 12.5 us a call instead of 9, bench "core, sequential".)
@@ -102,12 +100,7 @@ class AsyncReducer:
         the running loop. Raises TypeError for an unhashable ident.
         """
         coro = ident if isinstance(ident, Coroutine) else None
-        if coro is not None:
-            key = coroutine_key(coro)
-        elif type(ident) is str:
-            key = ident
-        else:
-            key = explicit_key(ident)
+        key = explicit_key(ident) if coro is None else coroutine_key(coro)
         try:
             flight = self._tables.get().flights.get(key)
         except TypeError:
@@ -131,24 +124,8 @@ _ONCE = (None,)
 _PAUSE = _Pause()
 
 
-async def _execute(flight: Flight[Any], coro: Coroutine[Any, Any, Any], eager: bool) -> None:
-    try:
-        await _PAUSE
-        if eager:
-            await _PAUSE
-        result = await coro
-    except BaseException as exception:
-        _fail(flight, coro, exception)
-    else:
-        flight.finish(0, result)
-
-
-async def _execute_with_hooks(
-    flight: Flight[Any],
-    coro: Coroutine[Any, Any, Any],
-    eager: bool,
-    hooks: BaseHooks,
-    shown: Hashable,
+async def _execute(
+    flight: Flight[Any], coro: Coroutine[Any, Any, Any], eager: bool, hooks: BaseHooks | None, shown: Hashable
 ) -> None:
     try:
         await _PAUSE
@@ -156,10 +133,12 @@ async def _execute_with_hooks(
             await _PAUSE
         result = await coro
     except BaseException as exception:
-        guarded(hooks.on_exception_for, coro, shown, exception)
+        if hooks is not None:
+            guarded(hooks.on_exception_for, coro, shown, exception)
         _fail(flight, coro, exception)
     else:
-        guarded(hooks.on_result_for, coro, shown, result)
+        if hooks is not None:
+            guarded(hooks.on_result_for, coro, shown, result)
         flight.finish(0, result)
 
 
