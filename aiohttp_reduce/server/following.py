@@ -39,6 +39,7 @@ class Follower(Waiter[Outcome]):
         key_value: Any,
         arrived: float,
     ) -> None:
+        # What `Waiter.__init__` does, without the call: this is made for every follower.
         self.future = table.loop.create_future()
         self.flights = []
         self.settings = settings

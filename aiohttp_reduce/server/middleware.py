@@ -300,8 +300,8 @@ def reduce_middleware(
 ) -> ReduceMiddleware:
     """Make a middleware that runs identical requests in flight once: `app.middlewares.append(...)`.
 
-    Requests are identical if they agree in application, method, scheme, HTTP version, Host, raw target, TLS
-    client certificate, the selected headers, and `key(request)`.
+    Requests are identical if they agree in application, route and what it matched, method, scheme, HTTP version,
+    Host, raw target, TLS client certificate, the selected headers, and `key(request)`.
 
     - `methods`: the methods that are reduced; safe ones only.
     - `headers`: the request headers that are compared. None: all but `ignore_headers`.
