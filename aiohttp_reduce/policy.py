@@ -1,11 +1,12 @@
 """The HTTP rules: what may be shared with whom (RFC 9111, applied to requests in flight). Pure functions.
 
-Restrictive directives are recognised liberally (a malformed one counts as present), so that what is not
-understood is not shared.
+Restrictive directives are recognised liberally (a malformed one counts as present), permissive ones only where
+they are well-formed and outside quotes: what is not understood is not shared.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 
 from aiohttp import hdrs
@@ -17,13 +18,37 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 # A quoted string, or anything else up to the next comma (RFC 9110, 5.6.1 and 5.6.4).
 # One that is not closed goes to the end. Nothing is tried twice, so that it takes linear time.
 _MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))*+', re.DOTALL)
+# A directive whose argument, if any, is a token (RFC 9111, 5.2).
+_PLAIN_DIRECTIVE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:=([!#$%&'*+\-.^_`|~0-9A-Za-z]+))?\Z")
+_DELTA_SECONDS: Final = re.compile(r"[0-9]{1,10}\Z")
+# RFC 9110, 5.6.7, the preferred form alone.
+_IMF_FIXDATE: Final = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\Z", re.ASCII)
+
+# They judge the one who asked (RFC 9110, 15.5; 421: 15.5.20; 425: RFC 8470; 429, 431, 511: RFC 6585).
+_JUDGES: Final = frozenset({401, 403, 407, 421, 425, 429, 431, 511})
+# Their Location, or what they report, may be for one alone; 301 and 308 are for all (RFC 9110, 15.3 and 15.4).
+_MAY_BE_FOR_ONE: Final = frozenset({201, 202, 302, 303, 307})
+_AUTHENTICATION: Final = (
+    hdrs.WWW_AUTHENTICATE,
+    hdrs.PROXY_AUTHENTICATE,
+    "Authentication-Info",
+    "Proxy-Authentication-Info",
+)
+_SECURITY_POLICIES: Final = ("Content-Security-Policy", "Content-Security-Policy-Report-Only")
+_STREAMED_TYPES: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 
 
 class Verdict(NamedTuple):
-    """`reason` is None where the answer may be shared with followers whose `vary` headers are equal."""
+    """Who may share an answer.
+
+    `reason` is None where it may be shared with followers whose `vary` headers are equal to the leader's and,
+    with `unauthorized_only`, who bear no Authorization. `name` is the status or header that is the reason.
+    """
 
     reason: Unshared | None = None
+    name: str | None = None
     vary: tuple[str, ...] = ()
+    unauthorized_only: bool = False
 
 
 SHARED: Final = Verdict()
@@ -43,9 +68,39 @@ def list_members(lines: Sequence[str]) -> list[str]:
     return members
 
 
-def cache_directives(lines: Sequence[str]) -> set[str]:
-    """The names of the Cache-Control directives, in lower case, whatever their arguments (RFC 9111, 5.2)."""
-    return {member.split("=", 1)[0].strip(" \t\"'").lower() for member in list_members(lines)}
+def restrictions(lines: Sequence[str]) -> set[str]:
+    """The words in Cache-Control that may be a restrictive directive, in lower case (RFC 9111, 5.2.2).
+
+    Liberally: of each member whatever stands before its argument, or any other character that no directive
+    has; and every word of a member whose quotes or spaces are not where they belong.
+    """
+    words: set[str] = set()
+    for member in list_members(lines):
+        name, _, argument = member.partition("=")
+        if _TOKEN.match(name) is not None and _is_argument(argument):
+            words.add(name.lower().strip("'"))
+        else:
+            words.update(re.findall(r"[a-z0-9-]+", member.lower()))
+    return words
+
+
+def _is_argument(text: str) -> bool:
+    """Whether this is what may follow the `=` of a directive: nothing, a token or one quoted string."""
+    return not text or _TOKEN.match(text) is not None or re.match(r'"(?:[^"\\]|\\.)*"\Z', text, re.DOTALL) is not None
+
+
+def permissions(lines: Sequence[str]) -> dict[str, list[str | None]]:
+    """The well-formed directives of Cache-Control with a token or no argument, by name in lower case.
+
+    The value has the argument of each time that the directive stands there. A quoted argument is none of those
+    that permit something (RFC 9111, 5.2.2.1: `max-age=5`, not `max-age="5"`).
+    """
+    found: dict[str, list[str | None]] = {}
+    for member in list_members(lines):
+        match = _PLAIN_DIRECTIVE.match(member)
+        if match is not None:
+            found.setdefault(match.group(1).lower(), []).append(match.group(2))
+    return found
 
 
 def vary_names(lines: Sequence[str]) -> tuple[str, ...] | None:
@@ -56,25 +111,95 @@ def vary_names(lines: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(names))
 
 
-def judge(headers: CIMultiDict[str], *, has_credentials: bool, in_identity: Callable[[str], bool]) -> Verdict:
-    """Who may share an answer with these headers.
+def is_fresh(headers: CIMultiDict[str], now: float) -> bool:
+    """Whether the answer says for how long it is fresh, and that is longer than no time (RFC 9111, 4.2.1).
 
-    `has_credentials`: the identity holds what the answer was made for (credentials, or a value of `key`).
-    `in_identity` says of a header name in lower case whether the identity holds all of that header.
+    `now` is in seconds since the epoch. s-maxage goes before max-age, and that before Expires; what is
+    malformed, or says two things, says nothing.
     """
+    members = list_members(headers.getall(hdrs.CACHE_CONTROL, ()))
+    directives = permissions(headers.getall(hdrs.CACHE_CONTROL, ()))
+    for name in ("s-maxage", "max-age"):
+        if any(member.lower().startswith(name) for member in members):
+            ages = directives.get(name, [])
+            return len(ages) == 1 and _seconds(ages[0]) > 0
+    lines = headers.getall(hdrs.EXPIRES, ())
+    if len(lines) != 1 or _IMF_FIXDATE.match(lines[0]) is None:
+        return False
+    try:
+        return parsedate_to_datetime(lines[0]).timestamp() > now
+    except (ValueError, OverflowError):
+        return False
+
+
+def is_for_others(headers: CIMultiDict[str]) -> bool:
+    """Whether an answer to a request with Authorization says that it may be shared (RFC 9111, 3.5)."""
+    directives = permissions(headers.getall(hdrs.CACHE_CONTROL, ()))
+    if None in directives.get("public", ()) or None in directives.get("must-revalidate", ()):
+        return True
+    return any(_seconds(age) >= 0 for age in directives.get("s-maxage", ()))
+
+
+def _seconds(argument: str | None) -> int:
+    """The value of a delta-seconds argument (RFC 9111, 1.2.2), or -1."""
+    return int(argument) if argument is not None and _DELTA_SECONDS.match(argument) else -1
+
+
+def judge(
+    status: int,
+    headers: CIMultiDict[str],
+    *,
+    authorized: bool,
+    has_credentials: bool,
+    in_identity: Callable[[str], bool],
+    now: float,
+) -> Verdict:
+    """Who may share an answer with this status and these headers.
+
+    `authorized`: the leader's request bears Authorization. `has_credentials`: the identity holds whom the answer
+    was made for (credentials, or a value of `key`). `in_identity` says of a request header's name in lower case
+    whether the identity holds all of that header. `now` is in seconds since the epoch.
+    """
+    reason = _for_nobody_else(status, headers)
+    if reason is not None:
+        return reason
+    said = restrictions(headers.getall(hdrs.CACHE_CONTROL)) if hdrs.CACHE_CONTROL in headers else ()
+    for word, restricted in (("no-store", Unshared.NO_STORE), ("no-cache", Unshared.NO_CACHE)):
+        if word in said:
+            return Verdict(restricted)
+    if "private" in said and not has_credentials:
+        return Verdict(Unshared.PRIVATE)
+    if status in _MAY_BE_FOR_ONE and not is_fresh(headers, now):
+        return Verdict(Unshared.NO_FRESHNESS, str(status))
+    unauthorized_only = not in_identity("authorization") and not is_for_others(headers)
+    if unauthorized_only and authorized:
+        return Verdict(Unshared.AUTHORIZATION)
+    names = vary_names(headers.getall(hdrs.VARY, ()))
+    if names is None:
+        return Verdict(Unshared.VARY)
+    vary = tuple(name for name in names if not in_identity(name))
+    return Verdict(None, None, vary, unauthorized_only)
+
+
+def _for_nobody_else(status: int, headers: CIMultiDict[str]) -> Verdict | None:
+    """The verdict on what is for the one who asked, whatever it says about caching."""
+    if status < 200 or _media_type(headers.get(hdrs.CONTENT_TYPE, "")) in _STREAMED_TYPES:
+        return Verdict(Unshared.STREAM)
     if hdrs.SET_COOKIE in headers:
         return Verdict(Unshared.SET_COOKIE)
-    if hdrs.CACHE_CONTROL in headers:
-        directives = cache_directives(headers.getall(hdrs.CACHE_CONTROL))
-        if "no-store" in directives:
-            return Verdict(Unshared.NO_STORE)
-        if "no-cache" in directives:
-            return Verdict(Unshared.NO_CACHE)
-        if "private" in directives and not has_credentials:
-            return Verdict(Unshared.PRIVATE)
-    if hdrs.VARY in headers:
-        names = vary_names(headers.getall(hdrs.VARY))
-        if names is None:
-            return Verdict(Unshared.VARY)
-        return Verdict(None, tuple(name for name in names if not in_identity(name)))
-    return SHARED
+    if status in _JUDGES:
+        return Verdict(Unshared.STATUS, str(status))
+    for name in _AUTHENTICATION:
+        if name in headers:
+            return Verdict(Unshared.AUTHENTICATION, name.lower())
+    if "Clear-Site-Data" in headers:
+        return Verdict(Unshared.CLEAR_SITE_DATA)
+    for name in _SECURITY_POLICIES:
+        # The words of a policy are compared without regard to case (CSP 3, 2.3.1).
+        if name in headers and any("'nonce-" in line.lower() for line in headers.getall(name)):
+            return Verdict(Unshared.CSP_NONCE)
+    return None
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.split(";", 1)[0].strip().lower()

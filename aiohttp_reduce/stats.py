@@ -5,18 +5,13 @@ One object may be counted on from several threads; an increment is a few bytecod
 
 import enum
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from aiohttp import web
-
-from ._aiohttp import UNROUTED
-
-MAX_ROUTES: Final = 1_000
 MAX_REASONS: Final = 100
 OTHER: Final = "(other)"
-UNROUTED_NAME: Final = "(unrouted)"
+# Names come from applications: longer ones are cut.
+_MAX_NAME: Final = 80
 
 
 class Bypass(enum.StrEnum):
@@ -43,7 +38,7 @@ class Bypass(enum.StrEnum):
 
 
 class Unshared(enum.StrEnum):
-    """Why an outcome was not handed to a follower."""
+    """Why an outcome was not handed to a follower. With some, a name is told as well."""
 
     SET_COOKIE = "set-cookie"
     """The answer sets a cookie."""
@@ -53,14 +48,40 @@ class Unshared(enum.StrEnum):
     """The answer says `Cache-Control: no-cache`."""
     PRIVATE = "private"
     """The answer says `Cache-Control: private`, and nothing in the identity says for whom."""
+    AUTHORIZATION = "authorization"
+    """A request bears Authorization, which is not selected, and the answer does not say that it is for others."""
     VARY = "vary"
     """The answer says `Vary: *`, a malformed Vary, or (with its name) a header in which the follower differs."""
+    STATUS = "status"
+    """The answer's status (its code is the name) judges the one who asked."""
+    AUTHENTICATION = "authentication"
+    """The answer has an authentication header (its name)."""
+    CLEAR_SITE_DATA = "clear-site-data"
+    """The answer has Clear-Site-Data."""
+    CSP_NONCE = "csp-nonce"
+    """The answer's Content-Security-Policy has a nonce."""
+    NO_FRESHNESS = "no-freshness"
+    """The answer's status (its code is the name) may be for one alone, and it does not say how long it is fresh."""
     STREAM = "stream"
-    """The handler sent the answer itself, or took the connection over."""
+    """The handler sent the answer itself, took the connection over, or the content is a stream of events."""
     ONE_SHOT_BODY = "one-shot-body"
     """The body of the answer can be read only once."""
     RESPONSE_CLASS = "response-class"
     """The answer's class sends its body in a way of its own."""
+    SHARE = "share"
+    """`share(request, response)` was false."""
+    SHARE_ERROR = "share-error"
+    """`share(request, response)` raised, or gave something that is neither a bool nor None."""
+    HEADER = "header"
+    """The handler looked at a request header (its name) in which the follower differs."""
+    REMOTE = "remote"
+    """The handler looked at `request.remote`, in which the follower differs."""
+    STATE = "state"
+    """The handler looked at an item of the request mapping (its name) in which the follower differs."""
+    STATE_WRITTEN = "state-written"
+    """The handler set, replaced, deleted or changed an item of the request mapping (its name)."""
+    PASS_MARKER = "pass-marker"
+    """Answers of this identity could not be shared a moment ago: the request did not wait first."""
 
 
 class Counters:
@@ -118,8 +139,8 @@ class Counters:
         self.bypassed[reason] = self.bypassed.get(reason, 0) + 1
 
     def count_unshared(self, reason: Unshared, name: str | None = None) -> None:
-        """One follower was turned away; `name` is the header that split the herd."""
-        text = reason.value if name is None else f"{reason.value}: {name}"
+        """One request was not given another's answer; `name` is the header, item or status that is the reason."""
+        text = reason.value if name is None else f"{reason.value}: {name[:_MAX_NAME]}"
         if text not in self.unshared and len(self.unshared) >= MAX_REASONS:
             text = OTHER
         self.unshared[text] = self.unshared.get(text, 0) + 1
@@ -149,55 +170,6 @@ class Counters:
         }
 
 
-class Route:
-    """What is known of one route: the name of its pattern, its counters, and its methods that may be reduced."""
-
-    __slots__ = ("counters", "name", "reduced_methods", "reference")
-
-    def __init__(self, name: str, counters: Counters, reference: Any) -> None:
-        self.name = name
-        self.counters = counters
-        self.reduced_methods: set[str] = set()
-        self.reference = reference
-
-
-class Routes:
-    """The routes that were asked for, by identity, and their counters, by name; bounded."""
-
-    __slots__ = ("by_id", "counters", "unrouted")
-
-    def __init__(self) -> None:
-        self.by_id: dict[int, Route] = {}
-        self.counters: dict[str, Counters] = {}
-        self.unrouted: Route | None = None
-
-    def enter(self, route: web.AbstractRoute) -> Route:
-        """The entry of a route that `by_id` does not have yet."""
-        if isinstance(route, UNROUTED):
-            # A new one for every such request: all of them are one entry.
-            if self.unrouted is None:
-                self.unrouted = Route(UNROUTED_NAME, self._counters(UNROUTED_NAME), None)
-            return self.unrouted
-        resource = route.resource
-        name = str(UNROUTED_NAME if resource is None else resource.canonical)
-        by_id, key = self.by_id, id(route)
-        entry = Route(name, self._counters(name), weakref.ref(route, _remove_from(by_id, key)))
-        by_id[key] = entry
-        return entry
-
-    def _counters(self, name: str) -> Counters:
-        if name not in self.counters and len(self.counters) >= MAX_ROUTES:
-            name = OTHER
-        return self.counters.setdefault(name, Counters())
-
-
-def _remove_from(by_id: dict[int, Route], key: int) -> Callable[[object], None]:
-    def remove(_reference: object) -> None:
-        by_id.pop(key, None)
-
-    return remove
-
-
 def add_up(counters: Iterable[Counters]) -> Counters:
     """The sum of many."""
     total = Counters()
@@ -207,15 +179,15 @@ def add_up(counters: Iterable[Counters]) -> Counters:
 
 
 class Stats:
-    """The figures of one middleware object, since it was made."""
+    """The figures of one object, since it was made; `counters` has those of each route by its name."""
 
-    def __init__(self) -> None:
-        self.routes = Routes()
+    def __init__(self, counters: Mapping[str, Counters]) -> None:
+        self._counters = counters
         self._started = time.monotonic()
 
     def as_dict(self) -> dict[str, Any]:
         """What `/_reduce/stats` shows; times in seconds."""
-        routes = dict(self.routes.counters)
+        routes = dict(self._counters)
         return {
             **add_up(routes.values()).as_dict(),
             "uptime": round(time.monotonic() - self._started, 3),

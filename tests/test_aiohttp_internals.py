@@ -27,7 +27,8 @@ async def seen_by(serve: Start, look: Any, **options: Any) -> Any:
 
 async def test_at_the_door_gives_what_the_public_properties_say(serve: Start) -> None:
     def look(request: web.Request) -> Any:
-        target, payload, tls, route, app = _aiohttp.at_the_door(request)
+        target, method, headers, payload, tls, route, app = _aiohttp.at_the_door(request)
+        assert (method, headers) == (request.method, request.headers)
         assert (route, app) == (request.match_info.route, request.app)
         return target == request.raw_path, payload is request.content is EMPTY_PAYLOAD, tls
 
@@ -35,7 +36,7 @@ async def test_at_the_door_gives_what_the_public_properties_say(serve: Start) ->
 
 
 async def test_a_request_with_a_body_has_another_payload(serve: Start) -> None:
-    assert await seen_by(serve, lambda request: _aiohttp.at_the_door(request)[1] is EMPTY_PAYLOAD, body=b"x") is False
+    assert await seen_by(serve, lambda request: _aiohttp.at_the_door(request)[3] is EMPTY_PAYLOAD, body=b"x") is False
 
 
 async def test_a_closing_server_and_a_closed_connection_cannot_answer(serve: Start) -> None:
@@ -109,7 +110,7 @@ async def test_a_copy_shares_nothing_that_one_sending_changes(serve: Start) -> N
     original = web.Response(text="ä", headers={"X-A": "1"}, status=299, reason="Fine")
     assert original.charset == "utf-8"
     fields = _aiohttp.fields_of_any_sending(vars(original))
-    copy = _aiohttp.rebuild(web.Response, fields, (), original.headers, {})
+    copy = _aiohttp.rebuild(web.Response, fields, (), original.headers, {}, None)
     assert isinstance(copy, web.Response)
     copy.headers["X-A"] = "2"
     copy.charset = "latin-1"

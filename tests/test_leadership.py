@@ -311,7 +311,7 @@ async def test_2_2_successors_are_drawn_at_random_among_open_connections(serve: 
     gate = Gate()
 
     async def handler(request: web.Request) -> web.Response:
-        leaders.append(request.headers["User-Agent"])
+        leaders.append(request.headers["X-Request-ID"])
         return web.Response(text=f"run {await gate.wait()}")
 
     middleware = reduce_middleware()
@@ -323,7 +323,7 @@ async def test_2_2_successors_are_drawn_at_random_among_open_connections(serve: 
         gate.close()
         connections = {}
         for number in range(5):
-            connections[str(number)] = await server.send("/", {"User-Agent": str(number)})
+            connections[str(number)] = await server.send("/", {"X-Request-ID": str(number)})
             await eventually(lambda number=number: server.figure("waiting") == number and len(leaders) == 1)  # type: ignore[misc]
         connections["0"].abort()
         await eventually(lambda: len(leaders) == 2)

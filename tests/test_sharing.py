@@ -1,5 +1,6 @@
-"""Section 3, "Who may share", the plain rules: what an answer says, and how those who are turned away go on."""
+"""Section 3, "Who may share: what the answer says": each row of the table, and how those turned away go on."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -7,99 +8,320 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from aiohttp_reduce import reduce_middleware
-from aiohttp_reduce.policy import cache_directives, judge, list_members, vary_names
-from aiohttp_reduce.server import ReduceMiddleware
+from aiohttp_reduce.policy import (
+    SHARED,
+    Verdict,
+    is_for_others,
+    is_fresh,
+    judge,
+    list_members,
+    restrictions,
+    vary_names,
+)
 from aiohttp_reduce.stats import Unshared
-from tests.harness import Gate, Server, Start, app_with, eventually
+from tests.harness import Gate, Start, app_with, eventually
+from tests.herds import herds
+
+ANYBODY: list[Any] = [{}, {}, {}]
+AUTHORIZED: list[Any] = [{"Authorization": "Basic abc"}] * 3
+WITH_SESSION: list[Any] = [{"Cookie": "session=1"}] * 3
+WITH_ANALYTICS: list[Any] = [{"Cookie": "_ga=1"}] * 3
+LONG_AGO, LATER = "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
 
 
-async def shared(
+async def verdict_on(
     serve: Start,
-    headers: dict[str, str],
-    requests: list[dict[str, str]],
-    middleware: ReduceMiddleware | None = None,
-    cookie: bool = False,
-) -> tuple[int, Server]:
-    """How many runs a herd costs whose answer has these headers."""
-    gate = Gate()
+    answer_headers: dict[str, str] | CIMultiDict[str],
+    requests: list[Any] = ANYBODY,
+    *,
+    status: int = 200,
+    **options: Any,
+) -> str | None:
+    """Why an answer was not shared with a herd of three, or None where it was; all three get it in any case."""
 
-    async def handler(request: web.Request) -> web.Response:
-        await gate.wait()
-        response = web.Response(text=request.headers.get("User-Agent", ""), headers=headers)
-        if cookie:
-            response.set_cookie("session", "1")
+    def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, headers=answer_headers)
+
+    herd = await herds(serve, answer, **options)
+    runs, replies = await herd.meet(requests)
+    assert [reply.status for reply in replies] == [status] * len(requests)
+    if herd.unshared:
+        ((reason, count),) = herd.unshared.items()
+        assert (runs, count) == (len(requests), len(requests) - 1)
+        assert [reply.collapsed for reply in replies[1:]] == ["aiohttp-reduce; fwd=miss; collapsed=?0"] * count
+        return reason
+    assert runs == 1
+    assert [reply.collapsed for reply in replies[1:]] == ["aiohttp-reduce; fwd=miss; collapsed"] * (len(requests) - 1)
+    return None
+
+
+# The rows of the table, in its order.
+
+
+async def test_row_set_cookie_header(serve: Start) -> None:
+    assert await verdict_on(serve, {"Set-Cookie": "a=1"}) == "set-cookie"
+
+
+async def test_row_set_cookie_by_response_cookies(serve: Start) -> None:
+    def answer(request: web.Request) -> web.Response:
+        response = web.Response()
+        response.set_cookie("session", "1")
         return response
 
-    middleware = middleware or reduce_middleware()
-    server = await serve(app_with(handler, middleware), middleware=middleware)
-    sent = []
-    for number, request in enumerate(requests, 1):
-        sent.append(await server.send("/", request))
-        await eventually(lambda number=number: server.figure("waiting") + gate.runs == number)  # type: ignore[misc]
-    assert gate.runs == 1, "they must wait together first"
-    gate.open()
-    for connection in sent:
-        assert (await connection.receive()).status == 200
-    await eventually(server.nothing_is_left)
-    return gate.runs, server
+    herd = await herds(serve, answer)
+    assert (await herd.meet(ANYBODY))[0] == 3
+    assert herd.unshared == {"set-cookie": 2}
 
 
-ANYBODY: list[dict[str, str]] = [{}, {}, {}]
-AUTHORIZED = [{"Authorization": "Basic abc"}] * 3
-WITH_SESSION = [{"Cookie": "session=1"}] * 3
-WITH_ANALYTICS = [{"Cookie": "_ga=1"}] * 3
+@pytest.mark.parametrize("value", ["no-store", "NO-STORE", "max-age=5, no-store", '"no-store"'])
+async def test_row_no_store(serve: Start, value: str) -> None:
+    assert await verdict_on(serve, {"Cache-Control": value}) == "no-store"
+
+
+@pytest.mark.parametrize("value", ["no-cache", 'no-cache="Set-Cookie"', "No-Cache , public"])
+async def test_row_no_cache_qualified_or_not(serve: Start, value: str) -> None:
+    assert await verdict_on(serve, {"Cache-Control": value}) == "no-cache"
+
+
+async def test_row_max_age_0_is_not_that(serve: Start) -> None:
+    assert await verdict_on(serve, {"Cache-Control": "max-age=0"}) is None
+
+
+@pytest.mark.parametrize("value", ["private", 'private="X-User"', "max-age=60, Private"])
+async def test_row_private_without_credentials(serve: Start, value: str) -> None:
+    assert await verdict_on(serve, {"Cache-Control": value}) == "private"
+    assert await verdict_on(serve, {"Cache-Control": value}, WITH_ANALYTICS) == "private"
+
+
+async def test_row_private_with_credentials_in_the_identity(serve: Start) -> None:
+    private = {"Cache-Control": "private"}
+    assert await verdict_on(serve, private, AUTHORIZED) is None
+    assert await verdict_on(serve, private, WITH_SESSION) is None
+
+
+async def test_row_private_with_credentials_that_are_not_selected(serve: Start) -> None:
+    private = {"Cache-Control": "private, must-revalidate"}
+    assert await verdict_on(serve, private, AUTHORIZED, headers=("Accept",)) == "private"
+    assert await verdict_on(serve, private, WITH_SESSION, headers=("Accept",)) == "private"
+    assert await verdict_on(serve, private, AUTHORIZED, headers=("Authorization",)) is None
+    assert await verdict_on(serve, private, WITH_SESSION, headers=("Cookie",)) is None
+
+
+async def test_row_private_where_key_gave_a_value(serve: Start) -> None:
+    private = {"Cache-Control": "private"}
+    assert await verdict_on(serve, private, key=lambda request: "user 1") is None
+    assert await verdict_on(serve, private, key=lambda request: None) == "private"
 
 
 @pytest.mark.parametrize(
-    ("headers", "requests", "runs", "reason"),
+    ("value", "reason"),
     [
-        ({"Set-Cookie": "a=1"}, ANYBODY, 3, "set-cookie"),
-        ({"Cache-Control": "no-store"}, ANYBODY, 3, "no-store"),
-        ({"Cache-Control": "max-age=0"}, ANYBODY, 1, None),
-        ({"Cache-Control": "no-cache"}, ANYBODY, 3, "no-cache"),
-        ({"Cache-Control": 'no-cache="Set-Cookie"'}, ANYBODY, 3, "no-cache"),
-        ({"Cache-Control": "private"}, ANYBODY, 3, "private"),
-        ({"Cache-Control": "private"}, AUTHORIZED, 1, None),
-        ({"Cache-Control": "private"}, WITH_SESSION, 1, None),
-        ({"Cache-Control": "private"}, WITH_ANALYTICS, 3, "private"),
-        ({"Vary": "*"}, ANYBODY, 3, "vary"),
-        ({"Vary": "Accept, *"}, ANYBODY, 3, "vary"),
-        ({"Vary": "Accept, (bad)"}, ANYBODY, 3, "vary"),
-        ({"Vary": "Accept-Encoding, Cookie"}, ANYBODY, 1, None),
-        (
-            {"Vary": "user-agent"},
-            [{"User-Agent": "a"}, {"User-Agent": "b"}, {"User-Agent": "a"}],
-            2,
-            "vary: user-agent",
-        ),
-        ({"Vary": "user-agent"}, ANYBODY, 1, None),
+        ("", "authorization"),
+        ("max-age=60", "authorization"),
+        ("public", None),
+        ("s-maxage=0", None),
+        ("MUST-REVALIDATE", None),
+        ('"public"', "authorization"),
+        ("public=yes", "authorization"),
+        ("s-maxage", "authorization"),
+        ('s-maxage="60"', "authorization"),
+        ("s-maxage=-1", "authorization"),
+        ('x="public, must-revalidate"', "authorization"),
+        ("public; must-revalidate", "authorization"),
     ],
 )
-async def test_what_the_answer_says(
-    serve: Start, headers: dict[str, str], requests: list[dict[str, str]], runs: int, reason: str | None
+async def test_row_authorization_that_is_not_selected(serve: Start, value: str, reason: str | None) -> None:
+    headers = {"Cache-Control": value} if value else {}
+    assert await verdict_on(serve, headers, AUTHORIZED, headers=("Accept",)) == reason
+    assert await verdict_on(serve, headers, AUTHORIZED, ignore_headers=("Authorization",)) == reason
+    assert await verdict_on(serve, headers, AUTHORIZED) is None
+
+
+async def test_row_authorization_of_a_follower_alone(serve: Start) -> None:
+    requests = [{}, {"Authorization": "Basic abc"}, {}]
+    herd = await herds(serve, lambda request: "anything", headers=("Accept",))
+    assert (await herd.meet(requests))[0] == 2
+    assert herd.unshared == {"authorization": 1}
+
+
+@pytest.mark.parametrize("value", ["*", "Accept, *", "*, Accept", "Accept, (bad)", "Accept;q=1", '"Accept"'])
+async def test_row_vary_star_or_malformed(serve: Start, value: str) -> None:
+    assert await verdict_on(serve, {"Vary": value}) == "vary"
+
+
+async def test_row_vary_star_on_a_line_of_its_own(serve: Start) -> None:
+    lines: CIMultiDict[str] = CIMultiDict([("Vary", "Accept"), ("Vary", "*")])
+    assert await verdict_on(serve, lines) == "vary"
+
+
+async def test_row_vary_on_what_is_in_the_identity(serve: Start) -> None:
+    assert await verdict_on(serve, {"Vary": "Accept-Encoding, Cookie, Host,,"}) is None
+
+
+async def test_row_vary_on_what_is_not(serve: Start) -> None:
+    requests = [{"User-Agent": "a"}, {"User-Agent": "b"}, {"User-Agent": "a"}, {}]
+    herd = await herds(serve, lambda request: web.Response(headers={"Vary": "user-agent"}))
+    assert (await herd.meet(requests))[0] == 3
+    assert herd.unshared == {"vary: user-agent": 2}
+    # What an answer says that it varies by, the route's later requests are told apart by.
+    runs, replies = await herd.meet(requests[:3])
+    assert runs == 2
+    assert [reply.collapsed for reply in replies] == [None, None, "aiohttp-reduce; fwd=miss; collapsed"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 407, 421, 425, 429, 431, 511])
+async def test_row_statuses_that_judge_the_one_who_asked(serve: Start, status: int) -> None:
+    public = {"Cache-Control": "public, max-age=60"}
+    assert await verdict_on(serve, public, status=status) == f"status: {status}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("WWW-Authenticate", "Digest nonce=1", "authentication: www-authenticate"),
+        ("Proxy-Authenticate", "Basic", "authentication: proxy-authenticate"),
+        ("Authentication-Info", "nextnonce=1", "authentication: authentication-info"),
+        ("Proxy-Authentication-Info", "nextnonce=1", "authentication: proxy-authentication-info"),
+        ("Clear-Site-Data", '"cookies"', "clear-site-data"),
+        ("Content-Security-Policy", "script-src 'nonce-abc'", "csp-nonce"),
+        ("Content-Security-Policy", "default-src 'self'; script-src 'NONCE-abc'", "csp-nonce"),
+        ("Content-Security-Policy-Report-Only", "script-src 'nonce-abc'", "csp-nonce"),
+        ("Content-Security-Policy", "script-src 'self' https://nonce-.example", None),
+    ],
+)
+async def test_row_headers_that_mark_the_one_who_asked(serve: Start, name: str, value: str, reason: str | None) -> None:
+    assert await verdict_on(serve, {name: value}) == reason
+
+
+@pytest.mark.parametrize("status", [201, 202, 302, 303, 307])
+async def test_row_statuses_that_may_be_for_one_without_freshness(serve: Start, status: int) -> None:
+    reason = f"no-freshness: {status}"
+    assert await verdict_on(serve, {"Location": "/one-time"}, status=status) == reason
+    assert await verdict_on(serve, {"Cache-Control": "max-age=0"}, status=status) == reason
+    assert await verdict_on(serve, {"Cache-Control": "max-age=60"}, status=status) is None
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream; x=1", "multipart/x-mixed-replace"])
+async def test_row_streams_of_events(serve: Start, content_type: str) -> None:
+    assert await verdict_on(serve, {"Content-Type": content_type}) == "stream"
+
+
+async def test_row_a_websocket_or_a_stream_of_the_handlers_own(serve: Start) -> None:
+    gate = Gate()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"text")
+        await gate.wait()
+        return response
+
+    middleware = reduce_middleware()
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    sent = [await server.send("/") for _ in range(3)]
+    await eventually(lambda: server.figure("waiting") + gate.runs == 3)
+    gate.open()
+    assert [(await one.receive()).body for one in sent] == [b"text"] * 3
+    assert server.figure("unshared") == {"stream": 2}
+    socket: Any = web.WebSocketResponse()
+    herd = await herds(serve, lambda request: socket)
+    sent = [await herd.server.send("/") for _ in range(2)]
+    await eventually(lambda: herd.server.figure("waiting") == 1)
+    herd.gate.open()
+    await eventually(lambda: herd.unshared == {"stream": 1})
+    for one in sent:
+        one.abort()
+
+
+@pytest.mark.parametrize("status", [200, 203, 206, 204, 300, 301, 304, 308, 400, 404, 405, 410, 418, 500, 502, 503])
+async def test_row_anything_else_is_shared(serve: Start, status: int) -> None:
+    assert await verdict_on(serve, {}, status=status) is None
+
+
+async def test_an_exception_is_judged_as_an_answer(serve: Start) -> None:
+    herd = await herds(serve, lambda request: web.HTTPUnauthorized(headers={"WWW-Authenticate": "Digest nonce=1"}))
+    assert (await herd.meet(ANYBODY))[0] == 3
+    herd = await herds(serve, lambda request: web.HTTPFound("/one-time"))
+    assert (await herd.meet(ANYBODY))[0] == 3
+    herd = await herds(serve, lambda request: web.HTTPNotFound())
+    assert (await herd.meet(ANYBODY))[0] == 1
+
+
+# `share=`
+
+
+async def test_share_true_overrides_what_the_answer_says(serve: Start) -> None:
+    def answer(request: web.Request) -> web.Response:
+        response = web.Response(status=429, headers={"Cache-Control": "no-store", "Vary": "*", "Set-Cookie": "a=1"})
+        response.set_cookie("b", "2", path="/x")
+        return response
+
+    asked: list[Any] = []
+
+    def share(request: web.Request, response: web.StreamResponse) -> bool:
+        asked.append((request.path, response.status))
+        return True
+
+    herd = await herds(serve, answer, share=share)
+    runs, replies = await herd.meet(ANYBODY)
+    assert runs == 1
+    assert asked == [("/", 429)]
+    assert [reply.headers.getall("Set-Cookie") for reply in replies] == [["a=1", "b=2; Path=/x"]] * 3
+
+
+async def test_a_shared_cookie_jar_is_as_it_was_when_the_handler_returned(serve: Start) -> None:
+    def answer(request: web.Request) -> web.Response:
+        response = web.Response()
+        response.set_cookie("shared", "1")
+        return response
+
+    @web.middleware
+    async def adds_its_own(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        response.set_cookie("own", request.headers["X-Request-ID"])
+        response.cookies["shared"]["path"] = f"/{request.headers['X-Request-ID']}"
+        return response
+
+    herd = await herds(serve, answer, share=lambda request, response: True, outer=[adds_its_own])
+    runs, replies = await herd.meet([{"X-Request-ID": str(number)} for number in range(3)])
+    assert runs == 1
+    assert [sorted(reply.headers.getall("Set-Cookie")) for reply in replies] == [
+        [f"own={number}; Path=/", f"shared=1; Path=/{number}"] for number in range(3)
+    ]
+
+
+async def test_share_false_turns_away_whatever_the_answer_says(serve: Start) -> None:
+    public = {"Cache-Control": "public, max-age=60"}
+    assert await verdict_on(serve, public, share=lambda request, response: False) == "share"
+
+
+async def test_share_none_leaves_it_to_the_answer(serve: Start) -> None:
+    assert await verdict_on(serve, {}, share=lambda request, response: None) is None
+    assert await verdict_on(serve, {"Vary": "*"}, share=lambda request, response: None) == "vary"
+
+
+@pytest.mark.parametrize("said", [1, "yes", ValueError("broken")])
+async def test_share_that_goes_wrong_is_logged_and_turns_away(
+    serve: Start, said: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    count, server = await shared(serve, headers, requests)
-    assert count == runs
-    assert server.figure("unshared") == ({} if reason is None else {reason: runs - 1})
+    def share(request: web.Request, response: web.StreamResponse) -> Any:
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    assert await verdict_on(serve, {}, share=share) == "share-error"
+    assert (
+        len([record for record in caplog.records if "share failed" in record.message]) == 3
+    )  # and for each of those who ran by themselves
 
 
-async def test_a_cookie_of_the_response_object_is_not_shared(serve: Start) -> None:
-    count, server = await shared(serve, {}, ANYBODY, cookie=True)
-    assert count == 3
-    assert server.figure("unshared") == {"set-cookie": 2}
+async def test_share_does_not_override_what_the_handler_looked_at(serve: Start) -> None:
+    herd = await herds(serve, lambda request: request.headers["User-Agent"], share=lambda request, response: True)
+    runs, replies = await herd.meet([{"User-Agent": "a"}, {"User-Agent": "b"}])
+    assert (runs, [reply.text for reply in replies]) == (2, ["a", "b"])
 
 
-async def test_private_is_shared_where_key_gave_a_value(serve: Start) -> None:
-    private = {"Cache-Control": "private"}
-    with_key = reduce_middleware(key=lambda request: "user 1")
-    without = reduce_middleware(key=lambda request: None)
-    assert (await shared(serve, private, ANYBODY, with_key))[0] == 1
-    assert (await shared(serve, private, ANYBODY, without))[0] == 3
-
-
-async def test_private_is_not_shared_where_credentials_are_not_selected(serve: Start) -> None:
-    private = {"Cache-Control": "private"}
-    assert (await shared(serve, private, AUTHORIZED, reduce_middleware(headers=("Accept",))))[0] == 3
+# How those who are turned away go on.
 
 
 async def test_the_unshared_run_all_at_once_and_say_so(serve: Start) -> None:
@@ -118,11 +340,25 @@ async def test_the_unshared_run_all_at_once_and_say_so(serve: Start) -> None:
     await server.waiting(10)
     first.open()
     await gate.entered(10)  # in parallel, none waits for another
+    (table,) = middleware._tables.values()
+    assert not any(flight.under_way for flight in table.flights.values())  # and they make no flights
     gate.open()
     assert [(await one.receive()).collapsed for one in sent] == [
         None,
         *["aiohttp-reduce; fwd=miss; collapsed=?0"] * 10,
     ]
+
+
+async def test_what_split_a_herd_is_told_once_in_the_log(serve: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aiohttp_reduce")
+    herd = await herds(serve, lambda request: request.headers.get("User-Agent"))
+    await herd.meet([{"User-Agent": "a"}, {"User-Agent": "b"}, {"User-Agent": "b"}])
+    assert herd.unshared == {"header: user-agent": 2}
+    told = [record.getMessage() for record in caplog.records if record.name == "aiohttp_reduce"]
+    assert told == ["GET /: not shared (header: user-agent)"]
+
+
+# The grammar: RFC 9110, 5.6 and 12.5.5; RFC 9111, 5.2.
 
 
 @pytest.mark.parametrize(
@@ -143,40 +379,126 @@ def test_list_members_by_rfc_9110(lines: list[str], members: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "names"),
+    ("lines", "restricts"),
     [
-        (["no-store"], {"no-store"}),
-        (["NO-STORE"], {"no-store"}),
-        (["public", "No-Store"], {"public", "no-store"}),
-        (['private="Set-Cookie, X", max-age=5'], {"private", "max-age"}),
-        (['ext="no-store"'], {"ext"}),
-        (["no-store=yes"], {"no-store"}),
-        (['"no-store"'], {"no-store"}),
-        (["no-store ; x"], {"no-store ; x"}),
+        (["no-store"], True),
+        (["NO-STORE"], True),
+        (["public", "No-Store"], True),
+        (["public,,  ,no-store,"], True),
+        (['no-store="x"'], True),
+        (["no-store=yes"], True),
+        (['"no-store"'], True),
+        (["no-store ; x"], True),
+        (["max-age=5 no-store"], True),
+        (["max-age=5; no-store"], True),
+        (['ext="a no-store'], True),
+        (["=no-store"], True),
+        (["'no-store'"], True),
+        (["no-store\t"], True),
+        (["max-age = no-store"], True),
+        (['ext="no-store"'], False),
+        (['ext="a\\", no-store, \\""'], False),
+        (["x-no-store"], False),
+        (["no-stores"], False),
+        (["max-age=5, public"], False),
+        ([""], False),
     ],
 )
-def test_cache_directives_by_rfc_9111(lines: list[str], names: set[str]) -> None:
-    assert cache_directives(lines) == names
+def test_restrictive_directives_are_recognised_liberally(lines: list[str], *, restricts: bool) -> None:
+    assert ("no-store" in restrictions(lines)) is restricts
+
+
+@pytest.mark.parametrize(
+    ("lines", "fresh"),
+    [
+        (["max-age=60"], True),
+        (["Max-Age=1"], True),
+        (["max-age=0"], False),
+        (['max-age="60"'], False),
+        (["max-age=60s"], False),
+        (["max-age"], False),
+        (["max-age=-1"], False),
+        (["max-age=1.5"], False),
+        (["max-age=60, max-age=0"], False),
+        (["max-age=0", "max-age=60"], False),
+        (["max-age = 60"], False),
+        (["max-age=99999999999999999999"], False),
+        (["s-maxage=60"], True),
+        (["s-maxage=0, max-age=60"], False),
+        (["s-maxage=60, max-age=0"], True),
+        (["s-maxage=x, max-age=60"], False),
+        (['x="max-age=60"'], False),
+        (["public"], False),
+        ([], False),
+    ],
+)
+def test_freshness_is_believed_only_where_it_is_well_formed(lines: list[str], *, fresh: bool) -> None:
+    headers: CIMultiDict[str] = CIMultiDict([("Cache-Control", line) for line in lines])
+    assert is_fresh(headers, now=0) is fresh
+
+
+@pytest.mark.parametrize(
+    ("lines", "fresh"),
+    [
+        ([LATER], True),
+        ([LONG_AGO], False),
+        (["0"], False),
+        (["tomorrow"], False),
+        ([LATER, LATER], False),
+        (["Fri, 01 Jan 2100 00:00:00 +0000"], False),
+        (["Fri, 99 Xyz 2100 00:00:00 GMT"], False),
+        ([LATER + ", x"], False),
+    ],
+)
+def test_expires_by_rfc_9110(lines: list[str], *, fresh: bool) -> None:
+    headers: CIMultiDict[str] = CIMultiDict([("Expires", line) for line in lines])
+    assert is_fresh(headers, now=1) is fresh
+    headers["Cache-Control"] = "max-age=0"  # goes before it (RFC 9111, 5.3)
+    assert not is_fresh(headers, now=1)
 
 
 @pytest.mark.parametrize(
     ("lines", "names"),
     [
+        ([], ()),
         ([""], ()),
+        ([" , ,"], ()),
         (["Accept, ACCEPT", "X-A"], ("accept", "x-a")),
+        ([",Accept,,X-A,"], ("accept", "x-a")),
         (["*"], None),
         (["A", "B, *"], None),
+        (["*, A"], None),
         (["A B"], None),
+        (["A: B"], None),
         (['"A"'], None),
+        (['A, "'], None),
+        (["A;B"], None),
+        (["Ä"], None),
     ],
 )
 def test_vary_names_by_rfc_9110(lines: list[str], names: tuple[str, ...] | None) -> None:
     assert vary_names(lines) == names
 
 
+def test_a_long_header_takes_linear_time() -> None:
+    for text in ['"' * 60_000, ",".join(['a="'] * 20_000), "\\" * 60_000, '"\\' * 30_000, "a=" * 30_000]:
+        headers: CIMultiDict[str] = CIMultiDict({"Cache-Control": text, "Vary": text, "Expires": text})
+        assert not is_for_others(headers)
+        assert not is_fresh(headers, now=0)
+        assert vary_names([text]) is None
+        assert "no-store" not in restrictions([text])
+
+
+OPTIONS: dict[str, Any] = {"authorized": False, "has_credentials": True, "in_identity": lambda name: True, "now": 0.0}
+
+
 def test_the_first_restriction_decides() -> None:
     headers: CIMultiDict[str] = CIMultiDict({"Cache-Control": "private, no-store", "Vary": "*"})
-    options: dict[str, Any] = {"has_credentials": True, "in_identity": lambda name: True}
-    assert judge(headers, **options).reason is Unshared.NO_STORE
+    assert judge(200, headers, **OPTIONS).reason is Unshared.NO_STORE
     headers["Set-Cookie"] = "a=1"
-    assert judge(headers, **options).reason is Unshared.SET_COOKIE
+    assert judge(200, headers, **OPTIONS).reason is Unshared.SET_COOKIE
+
+
+def test_an_answer_that_says_nothing_is_shared() -> None:
+    assert judge(200, CIMultiDict(), **OPTIONS) == SHARED
+    assert judge(101, CIMultiDict(), **OPTIONS) == Verdict(Unshared.STREAM)

@@ -102,7 +102,7 @@ async def test_routes_are_counted_by_pattern_and_unrouted_ones_as_one(serve: Sta
 
 
 async def test_at_most_so_many_routes_then_other(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiohttp_reduce.stats.MAX_ROUTES", 3)
+    monkeypatch.setattr("aiohttp_reduce.server.routes.MAX_ROUTES", 3)
     middleware = reduce_middleware()
 
     async def handler(request: web.Request) -> web.Response:
@@ -135,12 +135,12 @@ async def test_routes_and_tables_of_a_dead_application_are_let_go() -> None:
 
     app = web.Application()
     route = app.router.add_get("/", handler)
-    middleware._stats.routes.enter(route)
+    middleware._enter(route)
     middleware._make_table(app)
-    assert len(middleware._stats.routes.by_id) == len(middleware._tables) == 1
+    assert len(middleware._routes) == len(middleware._tables) == 1
     del app, route
     gc.collect()
-    assert len(middleware._stats.routes.by_id) == len(middleware._tables) == 0
+    assert len(middleware._routes) == len(middleware._tables) == 0
     assert "/" in middleware.stats["routes"]
 
 

@@ -6,6 +6,7 @@ or leads one, and the first outcome wins.
 
 import asyncio
 import logging
+from collections.abc import Hashable
 from typing import Any, Final
 
 from aiohttp import web
@@ -13,10 +14,12 @@ from aiohttp.typedefs import Handler
 
 from .. import _aiohttp
 from ..async_reduce_core import PENDING, Flight, Waiter, Wake
-from ..stats import Route
+from ..stats import Unshared
 from .last_call import LAST_CALL_AFTER
 from .leading import Settings, is_error, is_for_the_loop, land, left
+from .reads import RecordedHeaders, RecordedState, learn
 from .replay import Outcome, mark_not_collapsed
+from .routes import Route
 from .table import RequestFlight, RequestTable
 
 logger = logging.getLogger("aiohttp_reduce")
@@ -25,7 +28,12 @@ _REFUSED: Final = object()
 
 
 class Follower(Waiter[Outcome]):
-    """A request that met a flight of its identity at the door, and what it needs to go on without it."""
+    """A request that met a flight of its identity at the door, and what it needs to go on without it.
+
+    `passes` is the pass marker that was set because it was turned away.
+    """
+
+    passes: tuple[str, Hashable] | None = None
 
     def __init__(
         self,
@@ -51,6 +59,8 @@ class Follower(Waiter[Outcome]):
         self.certificate = certificate
         self.key_value = key_value
         self.arrived = arrived
+        # What a run of its own may change.
+        self.mapping = _aiohttp.mapping_of(request)
 
     def can_lead(self) -> bool:
         return _aiohttp.can_answer(self.request)
@@ -74,7 +84,7 @@ class Follower(Waiter[Outcome]):
         else:
             outcome.herd += 1
             counters.largest_herd = max(counters.largest_herd, outcome.herd)
-            if outcome.refuses(self.request) and outcome.verdict.reason is not None:
+            if outcome.for_nobody_else:
                 flight.close()  # it is for nobody; those to come lead their own
         # As `_given` does, without a coroutine for it: this is the path of every follower.
         made = self._take(outcome)
@@ -87,9 +97,9 @@ class Follower(Waiter[Outcome]):
         """Return or raise this follower's own of the outcome; `_REFUSED` where it must run by itself."""
         counters = self.route.counters
         if not outcome.free:
-            refusal = outcome.refuses(self.request)
+            refusal = outcome.refuses(self)
             if refusal is not None:
-                counters.count_unshared(*refusal)
+                self._turned_away(outcome, *refusal)
                 return _REFUSED
         try:
             made = outcome.make()
@@ -97,12 +107,34 @@ class Follower(Waiter[Outcome]):
             logger.exception("cannot replay the answer to %s; the handler runs again", self.request.path)
             return _REFUSED
         counters.reduced += 1
+        if outcome.reads is not None:
+            outcome.reads.pass_on(self.request)
         if outcome.raised:
             try:
                 raise made
             finally:
                 del made  # or it would hold this frame, and this frame it
         return made
+
+    def _turned_away(self, outcome: Outcome, reason: Unshared, name: str | None) -> None:
+        self.route.counters.count_unshared(reason, name)
+        if (reason, name) not in outcome.told:
+            outcome.told += ((reason, name),)
+            detail = "" if name is None else f": {name}"
+            logger.debug("%s %s: not shared (%s%s)", self.request.method, self.route.name, reason, detail)
+        if outcome.for_nobody_else:
+            self.passes = self._set_pass_marker(outcome)
+        elif reason is Unshared.VARY and name is not None:
+            self.route.learn((name,))
+
+    def _set_pass_marker(self, outcome: Outcome) -> tuple[str, Hashable]:
+        """Let those who come next not wait for what nobody may share; once for each outcome."""
+        if outcome.passes is None:
+            table, target = self.table, self.target
+            identity = table.identity(target, self.request, self.certificate, self.key_value, self.route)
+            table.passes.set(target, identity, self.settings.clock())
+            outcome.passes = (target, identity)
+        return outcome.passes
 
     async def _given(self, outcome: Outcome) -> web.StreamResponse:
         made = self._take(outcome)
@@ -112,8 +144,12 @@ class Follower(Waiter[Outcome]):
         return response
 
     async def run_alone(self) -> web.StreamResponse:
-        """Run the handler without a flight."""
-        return await self._run(None)
+        """Run the handler without a flight that others could join."""
+        if self.passes is None:
+            return await self._run(None)
+        flight = self.table.apart(self.request, self.key_value, self.settings.clock())
+        flight.passes = self.passes
+        return await self._run(_LateRun(self, flight, 0))
 
     async def _run(self, run: "_LateRun | None") -> web.StreamResponse:
         """Run the handler after having waited, and say so in the answer; `run` is what it does for others."""
@@ -123,7 +159,7 @@ class Follower(Waiter[Outcome]):
         settings.late.add(request.protocol)
         counters.late += 1
         try:
-            response = await self.handler(request)
+            response = await self.handler(request) if run is None else await run.watched(self.handler)
         except BaseException as exception:
             if run is not None:
                 elder = run.end(exception, raised=True)
@@ -193,7 +229,9 @@ class Follower(Waiter[Outcome]):
 
         It need not admit newcomers any more: for this request its answer is fresh enough.
         """
-        candidates: list[Any] = [self.table.find(self.target, self.request, self.certificate, self.key_value)]
+        candidates: list[Any] = [
+            self.table.find(self.target, self.request, self.certificate, self.key_value, self.route)
+        ]
         candidates += [flight.hedge for flight in elders if isinstance(flight, RequestFlight)]
         for flight in candidates:
             if (
@@ -207,7 +245,7 @@ class Follower(Waiter[Outcome]):
         return None
 
     def _hedge(self, elders: list[Flight[Outcome]]) -> RequestFlight:
-        hedge = self.table.hedge(self.request, self.key_value, self.settings.clock())
+        hedge = self.table.apart(self.request, self.key_value, self.settings.clock())
         for flight in elders:
             if isinstance(flight, RequestFlight):
                 flight.hedge = hedge
@@ -220,7 +258,7 @@ class Follower(Waiter[Outcome]):
         the flight goes to the next one.
         """
         elder = self.landed()
-        if elder is not PENDING and elder.refuses(self.request) is None:
+        if elder is not PENDING and elder.refuses(self) is None:
             self.leave()
             flight.abandon(generation)
             return await self._given(elder)
@@ -231,7 +269,17 @@ class Follower(Waiter[Outcome]):
 class _LateRun:
     """The run of one who waited first, and who may still be answered by an elder flight."""
 
-    __slots__ = ("_cancelling", "_ended", "_flight", "_follower", "_generation", "_interrupted", "_started", "_task")
+    __slots__ = (
+        "_cancelling",
+        "_ended",
+        "_flight",
+        "_follower",
+        "_generation",
+        "_interrupted",
+        "_recorded",
+        "_started",
+        "_task",
+    )
 
     def __init__(self, follower: Follower, flight: RequestFlight, generation: int) -> None:
         task = asyncio.current_task()
@@ -244,14 +292,24 @@ class _LateRun:
         self._interrupted = False
         self._ended = False
         self._started = follower.settings.clock()
+        self._recorded = RecordedHeaders()
         follower.leading = True
         follower.renew()
         if follower.flights:
             follower.future.add_done_callback(self._interrupt)
 
+    async def watched(self, handler: Handler) -> web.StreamResponse:
+        """Run the handler, and note what it looks at."""
+        request = self._follower.request
+        _aiohttp.lend(request, self._recorded, RecordedState(), self._follower.settings.kept)
+        try:
+            return await handler(request)
+        finally:
+            _aiohttp.take_back(request, self._recorded)
+
     def _interrupt(self, future: "asyncio.Future[Any]") -> None:
         # A callback that is already scheduled cannot be removed: it may come after the handler's end.
-        if not self._ended and future.result().refuses(self._follower.request) is None:
+        if not self._ended and future.result().refuses(self._follower) is None:
             self._interrupted = True
             self._task.cancel()
 
@@ -268,12 +326,14 @@ class _LateRun:
         if elder is not None or left(self._task, self._cancelling, follower.request, exception):
             flight.abandon(self._generation)
             return None if is_for_the_loop(exception) else elder
-        last_call = follower.settings.clock() - self._started > LAST_CALL_AFTER
+        last_call = follower.settings.clock() - self._started > LAST_CALL_AFTER and flight.passes is None
+        learn(follower.route, self._recorded, follower.settings.selection, follower.settings.ignore_state)
         land(
             follower.settings,
             flight,
             self._generation,
             follower.request,
+            self._recorded,
             follower.route.counters,
             result,
             raised=raised,

@@ -6,6 +6,8 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
+from .. import _aiohttp
+
 TRACING_HEADERS: Final = frozenset({
     "traceparent", "tracestate", "baggage", "b3", "X-B3-*", "X-Request-ID", "X-Correlation-ID", "Request-ID",
     "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "sentry-trace", "uber-trace-id", "X-Datadog-*", "newrelic",
@@ -52,6 +54,11 @@ class Names:
 
 TRACING: Final = Names(TRACING_HEADERS, fold=True)
 
+EVERYTHING: Final = ""
+"""Stands among the names of headers that were looked at where all were: no header is named so."""
+REMOTE: Final = "(remote)"
+"""Stands there for `request.remote`: no header is named so."""
+
 _COOKIE: Final = "cookie"
 _PLAIN_COOKIE: Final = re.compile(rb" ?([A-Za-z0-9_.-]+)=[^\x00-\x20\x7f-\xff\",;\\]*\Z")
 _FORWARDED: Final = "forwarded"
@@ -90,11 +97,13 @@ class Selection:
 
         The cookies that are left out are taken as what the application does not look at.
         """
+        if name in {EVERYTHING, REMOTE}:
+            return False
         return name == "host" or (self.selects(name) and (name != _FORWARDED or self._whole_forwarded))
 
     def has_credentials(self, request: web.BaseRequest) -> bool:
         """Whether the identity of this request holds credentials: Authorization, or a cookie that counts."""
-        headers = request.headers
+        headers = _aiohttp.received_headers(request)
         if hdrs.AUTHORIZATION in headers and self.selects("authorization"):
             return True
         lines = [line.encode("utf-8", "surrogateescape") for line in headers.getall(hdrs.COOKIE, ())]
@@ -105,7 +114,7 @@ class Selection:
         names = self._names
         selected: list[tuple[str, bytes]] = []
         cookies: list[bytes] = []
-        for raw_name, value in request.raw_headers:
+        for raw_name, value in _aiohttp.received_pairs(request):
             try:
                 name = names[raw_name]
             except KeyError:
@@ -124,6 +133,34 @@ class Selection:
                 selected.append((_COOKIE, kept))
         selected.sort(key=_by_name)
         return tuple(selected)
+
+    def learned_of(self, request: web.BaseRequest, learned: Iterable[str]) -> Hashable:
+        """What the request has of the headers that its route's handlers look at."""
+        headers = _aiohttp.received_headers(request)
+        values: list[Hashable] = []
+        for name in learned:
+            if name == REMOTE:
+                values.append(_aiohttp.remote_of(request))
+            elif name == EVERYTHING:
+                values.append(tuple(self._rest_of(request)))
+            else:
+                values.append(tuple(headers.getall(name, ())))
+        return tuple(values)
+
+    def difference(self, one: web.BaseRequest, other: web.BaseRequest) -> str | None:
+        """A header that is not in the identity, and names no trace, in which two requests differ."""
+        mine, others = self._rest_of(one), self._rest_of(other)
+        if mine == others:
+            return None
+        differing = [pair for pair in mine if pair not in others] + [pair for pair in others if pair not in mine]
+        return min(differing)[0] if differing else mine[0][0]
+
+    def _rest_of(self, request: web.BaseRequest) -> list[tuple[str, bytes]]:
+        """The headers that are not wholly in the identity, without those that name a trace, sorted by name."""
+        pairs = [(raw.decode("utf-8", "surrogateescape").lower(), v) for raw, v in _aiohttp.received_pairs(request)]
+        return sorted(
+            [pair for pair in pairs if not self.holds_all_of(pair[0]) and pair[0] not in TRACING], key=_by_name
+        )
 
     def _remember(self, raw_name: bytes) -> str | None:
         name = raw_name.decode("utf-8", "surrogateescape").lower()

@@ -7,8 +7,8 @@ alone, and a follower takes over. Nobody waits and nobody could have been kept w
 
 import logging
 from asyncio import CancelledError, Task
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Hashable
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
@@ -16,9 +16,11 @@ from .. import _aiohttp
 from ..async_reduce_core import BaseHooks, NamedIdent
 from ..async_reduce_core.hooks import guarded
 from ..policy import Verdict
-from ..stats import Counters, Route, Unshared
+from ..stats import Counters, Unshared
 from .identity import Selection
-from .replay import Failure, Outcome, captured
+from .reads import Reads, RecordedHeaders
+from .replay import Failure, Outcome, Rules, Share, captured
+from .routes import Route
 from .table import RequestFlight
 
 logger = logging.getLogger("aiohttp_reduce")
@@ -29,12 +31,25 @@ _FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 class Settings:
     """What one middleware object was made with, checked."""
 
-    __slots__ = ("cache_status", "clock", "has_key", "hooks", "late", "max_wait", "selection")
+    __slots__ = (
+        "cache_status",
+        "clock",
+        "has_key",
+        "hooks",
+        "ignore_state",
+        "kept",
+        "late",
+        "max_wait",
+        "rules",
+        "selection",
+    )
 
     def __init__(
         self,
         *,
         selection: Selection,
+        share: Share | None,
+        ignore_state: frozenset[Hashable],
         max_wait: float,
         cache_status: str | None,
         hooks: BaseHooks | None,
@@ -42,6 +57,10 @@ class Settings:
         clock: Callable[[], float],
     ) -> None:
         self.selection = selection
+        self.rules = Rules(selection, share, cache_status)
+        self.ignore_state = ignore_state
+        # What a request must look up anew for us to see that its handler does.
+        self.kept = _aiohttp.kept_names(selection.holds_all_of)
         self.max_wait = max_wait
         self.cache_status = cache_status
         self.hooks = hooks
@@ -74,26 +93,26 @@ def land(
     flight: RequestFlight,
     generation: int,
     request: web.Request,
+    recorded: RecordedHeaders,
     counters: Counters,
     result: Any,
     *,
     raised: bool,
     last_call: bool,
 ) -> None:
-    """End the flight with what the handler returned or raised; `last_call` keeps it open a moment longer."""
+    """End the flight with what the handler returned or raised; `last_call` keeps it open a moment longer.
+
+    `recorded` has what the handler looked at.
+    """
     outcome: Outcome
     try:
         if raised and not isinstance(result, web.HTTPException):
             outcome = Failure(request, result)
         else:
-            outcome = captured(
-                request,
-                result,
-                raised=raised,
-                selection=settings.selection,
-                has_key=settings.has_key and flight.key_value != NO_KEY,
-                cache_status=settings.cache_status,
-            )
+            has_key = settings.has_key and key_of(flight.key_value) != NO_KEY
+            outcome = captured(request, result, raised=raised, rules=settings.rules, has_key=has_key)
+        if recorded.is_noted:
+            outcome.add_reads(Reads(recorded, settings.selection, settings.ignore_state))
     except Exception:
         # A response class that breaks what aiohttp's classes keep: it is not shared, and nobody waits for it.
         logger.exception("cannot capture %r for others; they run by themselves", type(result))
@@ -101,9 +120,23 @@ def land(
     outcome.herd = herd = len(flight.waiters) + 1
     if herd > 1:
         counters.largest_herd = max(counters.largest_herd, herd)
+    if flight.passes and not outcome.for_nobody_else:
+        flight.table.passes.delete(*flight.passes)
     linger = last_call and outcome.verdict.reason is None
     if flight.finish(generation, outcome, linger=linger) and linger:
         flight.table.last_call.begin(flight, outcome)
+
+
+class Keyed(NamedTuple):
+    """The value of `key`, and those items of the request mapping that the route's handlers look at."""
+
+    key: Hashable
+    items: tuple[Hashable, ...]
+
+
+def key_of(key_value: Hashable) -> Hashable:
+    """The value of `key` alone."""
+    return key_value.key if isinstance(key_value, Keyed) else key_value
 
 
 NO_KEY: Final = (type(None), None)

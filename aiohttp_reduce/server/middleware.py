@@ -15,19 +15,24 @@ from typing import Any, Final
 
 from aiohttp import EMPTY_PAYLOAD, hdrs, web
 from aiohttp.typedefs import Handler
+from multidict import MultiMapping
 
 from .. import _aiohttp
 from ..async_reduce_core import BaseHooks, typed
 from ..async_reduce_core.hooks import check_hooks
-from ..stats import Bypass, Route, Stats
+from ..stats import Bypass, Stats, Unshared
 from . import options
 from .access import local_only
 from .following import Follower
 from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, Selection
 from .last_call import LAST_CALL_AFTER
-from .leading import Settings, is_error, land, left
+from .leading import Keyed, Settings, is_error, land, left
 from .marks import is_marked, never_reduce
+from .reads import RecordedHeaders, RecordedState, learn
+from .replay import Share
+from .routes import Route, Routes
 from .table import RequestFlight, RequestTable
+from .values import MISSING, as_key
 
 logger = logging.getLogger("aiohttp_reduce")
 
@@ -65,8 +70,10 @@ class ReduceMiddleware:
         # What the raw target of every request is compared with; no target is without its slash.
         self._stats_prefix = "\0" if stats_path is None else stats_path
         self._stats_access = stats_access
-        self._stats = Stats()
-        self._routes = self._stats.routes.by_id
+        routes = Routes()
+        self._enter = routes.enter
+        self._routes = routes.by_id
+        self._stats = Stats(routes.counters)
 
         self._max_age = max_age
         self._clock = settings.clock
@@ -98,14 +105,12 @@ class ReduceMiddleware:
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         # This is the path of every request: plain steps in one place, and nothing computed that only two
         # requests that meet would need (bench "distinct GETs").
-        raw_target, payload, tls, route, app = _aiohttp.at_the_door(request)
+        raw_target, method, headers, payload, tls, route, app = _aiohttp.at_the_door(request)
         if raw_target.startswith(self._stats_prefix) and await self._is_stats_request(request):
             return await self.stats_handler(request)
         known = self._routes.get(id(route))
         if known is None:
-            known = self._stats.routes.enter(route)
-        method = request.method
-        headers = request.headers
+            known = self._enter(route)
         if (
             method not in known.reduced_methods
             or payload is not EMPTY_PAYLOAD
@@ -114,7 +119,7 @@ class ReduceMiddleware:
             or (hdrs.ACCEPT in headers and _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT)).lower())
             or self._when is not None
         ):
-            reason = self._bypass_reason(request, method, known)
+            reason = self._bypass_reason(request, method, headers, known)
             if reason is not None:
                 return await self._bypass(request, handler, known, reason)
         certificate = None if tls is None else _aiohttp.client_certificate(request)
@@ -127,17 +132,25 @@ class ReduceMiddleware:
                 logger.exception("key raised for %r, or gave something unhashable; not reduced", request)
                 return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
 
+        if known.learned_items:
+            mapping = _aiohttp.mapping_of(request)
+            items = tuple([as_key(mapping.get(item, MISSING), request) for item in known.learned_items])
+            key_value = Keyed(key_value, items)
+
         table = self._tables.get(id(app))
         if table is None:
             table = self._make_table(app)
         target = raw_target if method == "GET" else f"{method} {raw_target}"
         now = self._clock()
-        elder = None
+        elder = flight = None
         flights = table.flights
         alone = target not in flights and (not table.crowds or target not in table.crowds)
-        if not alone:
+        if not alone or table.passes.by_target:
             try:
-                elder = table.find(target, request, certificate, key_value)
+                if target in table.passes.by_target:
+                    flight = table.must_pass(target, request, certificate, key_value, known, now)
+                if flight is None:
+                    elder = table.find(target, request, certificate, key_value, known)
             except Exception:
                 logger.exception("the value of key cannot be compared for %r; not reduced", request)
                 return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
@@ -165,22 +178,30 @@ class ReduceMiddleware:
             settings.tell("on_executing_for", request, known)
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
+        recorded, state = RecordedHeaders(), RecordedState()
         # From here to the `try` nothing may fail: nobody would end the flight.
-        if alone and certificate is None and key_value is None:
+        if flight is not None:
+            counters.count_unshared(Unshared.PASS_MARKER)
+        elif alone and certificate is None and key_value is None:
             flight = flights[target] = RequestFlight(table, target, request, now, now + table.max_age)
         else:
-            flight = table.open(target, request, certificate, key_value, now, elder)
+            flight = table.open(target, request, certificate, key_value, known, now, elder)
         counters.led += 1
+        _aiohttp.lend(request, recorded, state, settings.kept)
         try:
             response = await handler(request)
         except BaseException as exception:
-            self._raised(flight, task, cancelling, request, known, exception)
+            _aiohttp.take_back(request, recorded)
+            self._raised(flight, task, cancelling, request, recorded, known, exception)
             del flight  # it may hold the exception, which holds this frame
             raise
         finally:
             counters.ended += 1
+        _aiohttp.take_back(request, recorded)
+        if recorded.noted_names is not None or recorded.noted_items is not None:
+            learn(known, recorded, settings.selection, settings.ignore_state)
         last_call = self._clock() - now > LAST_CALL_AFTER
-        if not last_call and not flight.waiters:
+        if not last_call and not flight.waiters and flight.passes is None:
             if flights.get(target) is flight:
                 del flights[target]
             else:
@@ -188,7 +209,8 @@ class ReduceMiddleware:
         elif left(task, cancelling, request, None):
             flight.abandon(0)
         else:
-            land(settings, flight, 0, request, counters, response, raised=False, last_call=last_call)
+            last_call = last_call and flight.passes is None
+            land(settings, flight, 0, request, recorded, counters, response, raised=False, last_call=last_call)
         if told:
             settings.tell("on_result_for", request, known, response)
         return response
@@ -199,28 +221,32 @@ class ReduceMiddleware:
         task: "Task[Any]",
         cancelling: int,
         request: web.Request,
+        recorded: RecordedHeaders,
         known: Route,
         exception: BaseException,
     ) -> None:
         settings = self._settings
+        learn(known, recorded, settings.selection, settings.ignore_state)
         known.counters.errors += is_error(exception)
-        last_call = self._clock() - flight.opened > LAST_CALL_AFTER
+        last_call = self._clock() - flight.opened > LAST_CALL_AFTER and flight.passes is None
         if left(task, cancelling, request, exception):
             flight.abandon(0)
-        elif flight.waiters or last_call:
-            land(settings, flight, 0, request, known.counters, exception, raised=True, last_call=last_call)
+        elif flight.waiters or last_call or flight.passes is not None:
+            counters = known.counters
+            land(settings, flight, 0, request, recorded, counters, exception, raised=True, last_call=last_call)
         else:
             flight.close()
         settings.tell("on_exception_for", request, known, exception)
 
-    def _bypass_reason(self, request: web.Request, method: str, known: Route) -> Bypass | None:
+    def _bypass_reason(
+        self, request: web.Request, method: str, headers: MultiMapping[str], known: Route
+    ) -> Bypass | None:
         if method not in self._methods:
             return Bypass.METHOD
         if method not in known.reduced_methods:
             if is_marked(request.match_info.handler, method):
                 return Bypass.NEVER_REDUCE
             known.reduced_methods.add(method)
-        headers = request.headers
         if "websocket" in headers.get(hdrs.UPGRADE, "").lower():
             return Bypass.WEBSOCKET
         if hdrs.EXPECT in headers:
@@ -289,8 +315,10 @@ def reduce_middleware(
     headers: Iterable[str] | None = None,
     ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
     ignore_cookies: Iterable[str] = DEFAULT_IGNORE_COOKIES,
+    ignore_state: Iterable[Hashable] = (),
     key: Callable[[web.Request], Hashable] | None = None,
     when: Callable[[web.Request], bool] | None = None,
+    share: Share | None = None,
     max_age: float = 5.0,
     max_wait: float = 30.0,
     hooks: BaseHooks | None = None,
@@ -307,8 +335,12 @@ def reduce_middleware(
     - `headers`: the request headers that are compared. None: all but `ignore_headers`.
     - `ignore_headers`, `ignore_cookies`: names that are left out, a trailing `*` standing for any ending. They
       replace `DEFAULT_IGNORE_HEADERS` and `DEFAULT_IGNORE_COOKIES`; write `DEFAULT_IGNORE_HEADERS | {...}`.
+    - `ignore_state`: keys of the request mapping, str or `web.RequestKey`, that handlers may look at, set and
+      delete without that keeping requests apart.
     - `key`: a plain function of the request; its hashable value is added to the identity.
     - `when`: a plain function of the request; where it is false, the request goes straight on.
+    - `share`: a plain function of the request and the response that its handler returned; where it gives a bool,
+      that decides whether others may have the response, whatever that says itself.
     - `max_age`: seconds for which a flight takes followers.
     - `max_wait`: seconds that a follower waits before it also joins, or leads, a younger flight.
     - `hooks`: told of each request, with the request in place of the coroutine.
@@ -316,7 +348,8 @@ def reduce_middleware(
       sees them.
     - `cache_status`: the name in the Cache-Status header (RFC 9211) of answers that had waited, or None.
 
-    `key` or `when` that raises is logged, and the request goes straight on. Raises TypeError or ValueError for
+    `key` or `when` that raises is logged, and the request goes straight on; after a `share` that raises, the answer
+    is not shared. Raises TypeError or ValueError for
     a wrong argument, naming it and what it takes.
     """
     if headers is not None:
@@ -332,6 +365,8 @@ def reduce_middleware(
         raise TypeError(f"stats_access takes a function of the request, sync or async, got {stats_access!r}")
     settings = Settings(
         selection=selection,
+        share=options.function("share", share, "of the request and its response that returns a bool or None"),
+        ignore_state=options.state_keys("ignore_state", ignore_state),
         max_wait=options.seconds("max_wait", max_wait),
         cache_status=options.cache_status(cache_status),
         hooks=hooks,

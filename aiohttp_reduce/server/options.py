@@ -3,13 +3,16 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
+
+from aiohttp import web
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
 """The methods that change nothing (RFC 9110, 9.2.1, and QUERY)."""
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_REQUEST_KEYS: Final[tuple[type, ...]] = (web.RequestKey,) if hasattr(web, "RequestKey") else ()
 # RFC 8941, 3.3.4 and 3.3.3.
 _SF_TOKEN: Final = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*\Z")
 _SF_STRING: Final = re.compile(r"[\x20-\x7e]*\Z")
@@ -56,6 +59,17 @@ def cookie_names(argument: str, value: Any) -> frozenset[str]:
         if _TOKEN.match(plain) is None or "*" in plain:
             raise ValueError(f"{argument} takes cookie names; a trailing '*' stands for any ending, got {name!r}")
     return names
+
+
+def state_keys(argument: str, value: Any) -> frozenset[Hashable]:
+    """Keys of the request mapping: str, or what `web.RequestKey` (3.14) makes."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{argument} takes several keys of the request mapping, such as ('user',), got {value!r}")
+    keys = list(value)
+    for key in keys:
+        if not isinstance(key, (str, _REQUEST_KEYS)):
+            raise TypeError(f"{argument} takes keys of the request mapping, str or web.RequestKey, got {key!r}")
+    return frozenset(keys)
 
 
 def function(argument: str, value: Any, takes: str) -> Callable[..., Any] | None:

@@ -4,9 +4,12 @@ An outcome never changes once it is captured, and never holds what belongs to on
 """
 
 import copy
+import logging
 import re
+import time
+from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
@@ -16,6 +19,11 @@ from ..async_reduce_core import AsyncReducer
 from ..policy import SHARED, Verdict, judge
 from ..stats import Unshared
 from .identity import TRACING, Selection
+from .reads import Reads, same_lines
+
+logger = logging.getLogger("aiohttp_reduce")
+
+Share = Callable[[web.Request, web.StreamResponse], bool | None]
 
 # Shorter values ("1", "sampled") stand in other headers by chance.
 _MIN_TRACE_ID: Final = 8
@@ -23,34 +31,69 @@ _MIN_TRACE_ID: Final = 8
 # and must not take a Content-Security-Policy away from the others with it.
 _TRACE_NAME: Final = re.compile(r"(?:^|-)(?:trace|span|request|correlation)(?:-|$)", re.IGNORECASE)
 
-_STREAMED_TYPES: Final = ("text/event-stream", "multipart/x-mixed-replace")
+
+class Asker(Protocol):
+    """A follower: its request, and the request mapping as it was when it came."""
+
+    request: web.Request
+    mapping: dict[Any, Any]
 
 
 class Outcome:
-    """How a handler ended. `verdict` says who may share it; `leader` is the request whose handler ran.
+    """How a handler ended. `leader` is the request whose handler ran, `verdict` says who may share the answer.
 
-    `raised` says whether followers raise what `make` gives them, rather than return it; `herd` is how many
-    requests it is for, leader included; `free` that it is known to be for everybody who waited.
+    `reads` is what the handler looked at that a follower may have otherwise. `raised` says whether followers
+    raise what `make` gives them, rather than return it; `herd` is how many requests it is for, leader included;
+    `free` that it is known to be for everybody who waited; `told` why somebody was turned away, as logged;
+    `passes` the pass marker (target and identity) that was set because of it.
     """
 
-    __slots__ = ("free", "herd", "leader", "raised", "verdict")
+    __slots__ = ("free", "herd", "leader", "passes", "raised", "reads", "told", "verdict")
 
     def __init__(self, leader: web.Request, verdict: Verdict = SHARED, *, raised: bool = False) -> None:
         self.leader = leader
         self.verdict = verdict
+        self.reads: Reads | None = None
         self.raised = raised
         self.herd = 1
         self.free = False
+        self.told: tuple[object, ...] = ()
+        self.passes: tuple[str, Hashable] | None = None
 
-    def refuses(self, request: web.Request) -> tuple[Unshared, str | None] | None:
-        """Why this follower is turned away, and the header in which it differs; None if it may share."""
-        reason, vary = self.verdict
-        if reason is not None:
-            return reason, None
-        for name in vary:
-            if request.headers.getall(name, ()) != self.leader.headers.getall(name, ()):
+    @property
+    def for_nobody_else(self) -> bool:
+        """Whether no follower may share it, whatever it asked for."""
+        return self.settled().reason is not None
+
+    def settled(self) -> Verdict:
+        """The verdict."""
+        return self.verdict
+
+    def add_reads(self, reads: Reads) -> None:
+        """What the handler had looked at when it ended."""
+        if reads.changed is not None and self.verdict.reason is None:
+            self.verdict = Verdict(Unshared.STATE_WRITTEN, reads.changed)
+        if reads.names or reads.items:
+            self.reads = reads
+
+    def refuses(self, asker: Asker) -> tuple[Unshared, str | None] | None:
+        """Why this follower is turned away, and the header, item or status that is the reason; None if it may share."""
+        if self.free:
+            return None
+        verdict = self.settled()
+        reads = self.reads
+        if verdict == SHARED and reads is None:
+            self.free = True
+            return None
+        if verdict.reason is not None:
+            return verdict.reason, verdict.name
+        request = asker.request
+        if verdict.unauthorized_only and hdrs.AUTHORIZATION in _aiohttp.received_headers(request):
+            return Unshared.AUTHORIZATION, None
+        for name in verdict.vary:
+            if not same_lines(name, self.leader, request):
                 return Unshared.VARY, name
-        return None
+        return None if reads is None else reads.refuses(self.leader, request, asker.mapping)
 
     def make(self) -> Any:
         """For one follower, its own of what the handler returned or raised."""
@@ -69,13 +112,15 @@ class Answer(Outcome):
         "_cls",
         "_compression",
         "_containers",
+        "_cookies",
         "_fields",
+        "_has_key",
         "_headers",
+        "_rules",
         "_settled",
+        "_share",
         "_state",
-        "cache_status",
-        "has_key",
-        "selection",
+        "_status",
     )
 
     def __init__(
@@ -84,16 +129,17 @@ class Answer(Outcome):
         response: web.StreamResponse,
         *,
         raised: bool,
-        selection: Selection,
+        rules: "Rules",
+        share: bool | None,
         has_key: bool,
-        cache_status: str | None,
     ) -> None:
         super().__init__(leader, raised=raised)
-        self.selection = selection
-        self.has_key = has_key
-        self.cache_status = cache_status
+        self._rules = rules
+        self._share = share
+        self._has_key = has_key
         self._settled = False
         self._cls = type(response)
+        self._status = response.status
         self._args = response.args if isinstance(response, web.HTTPException) else None
         self._fields = vars(response).copy()
         self._containers: tuple[str, ...] = ()
@@ -102,6 +148,7 @@ class Answer(Outcome):
             self._containers = _aiohttp.containers_in(self._fields)
         self._state = _aiohttp.response_state(response)
         self._headers = response.headers.copy()
+        self._cookies = _aiohttp.copied_jar(response.cookies) if _aiohttp.sets_cookies(response) else None
         if isinstance(response, web.Response):
             self._fields["_body"] = _aiohttp.repeatable_body(response.body)[1]
         self._compression: SharedCompression | None = None
@@ -109,13 +156,15 @@ class Answer(Outcome):
             self._compression = SharedCompression(self._fields["_body"])
             self._compression.attach(response)
 
-    def refuses(self, request: web.Request) -> tuple[Unshared, str | None] | None:
+    def settled(self) -> Verdict:
         if not self._settled:
             self._settle()
-        return super().refuses(request)
+        return self.verdict
 
     def make(self) -> web.StreamResponse:
-        response = _aiohttp.rebuild(self._cls, self._fields, self._containers, self._headers, self._state)
+        response = _aiohttp.rebuild(
+            self._cls, self._fields, self._containers, self._headers, self._state, self._cookies
+        )
         if self._compression is not None:
             self._compression.attach(response)
         if self._args is not None:
@@ -125,21 +174,52 @@ class Answer(Outcome):
 
     def _settle(self) -> None:
         self._settled = True
-        self.verdict = Verdict(Unshared.RESPONSE_CLASS)  # should anything fail here
-        content_type = self._headers.get(hdrs.CONTENT_TYPE, "").split(";", 1)[0].strip().lower()
-        if content_type in _STREAMED_TYPES:
-            self.verdict = Verdict(Unshared.STREAM)
+        if self.verdict.reason is not None:
             return
-        self.verdict = judge(
-            self._headers,
-            has_credentials=self.has_key or self.selection.has_credentials(self.leader),
-            in_identity=self.selection.holds_all_of,
-        )
+        self.verdict = Verdict(Unshared.RESPONSE_CLASS)  # should anything fail here
+        verdict = SHARED
+        if self._share is None:
+            verdict = self._rules.judge(self.leader, self._status, self._headers, has_key=self._has_key)
         self._fields = _aiohttp.fields_of_any_sending(self._fields)
-        self.free = self.verdict == SHARED
         _remove_trace(self._headers, self.leader)
-        if self.cache_status is not None:
-            self._headers.add("Cache-Status", f"{self.cache_status}; fwd=miss; collapsed")
+        if self._rules.cache_status is not None:
+            self._headers.add("Cache-Status", f"{self._rules.cache_status}; fwd=miss; collapsed")
+        self.verdict = verdict
+
+
+class Rules:
+    """How one middleware object judges answers, and marks those of followers."""
+
+    __slots__ = ("cache_status", "selection", "share")
+
+    def __init__(self, selection: Selection, share: Share | None, cache_status: str | None) -> None:
+        self.selection = selection
+        self.share = share
+        self.cache_status = cache_status
+
+    def judge(self, leader: web.Request, status: int, headers: CIMultiDict[str], *, has_key: bool) -> Verdict:
+        """What the answer's status and headers say; `has_key`: `key` gave a value."""
+        return judge(
+            status,
+            headers,
+            authorized=hdrs.AUTHORIZATION in _aiohttp.received_headers(leader),
+            has_credentials=has_key or self.selection.has_credentials(leader),
+            in_identity=self.selection.holds_all_of,
+            now=time.time(),
+        )
+
+    def asked(self, leader: web.Request, response: web.StreamResponse) -> bool | Unshared | None:
+        """What `share` says of this answer; a reason where it went wrong."""
+        if self.share is None:
+            return None
+        try:
+            said = self.share(leader, response)
+            if said is None or isinstance(said, bool):
+                return said
+            raise TypeError(f"share takes a function that returns a bool or None, it returned {said!r}")
+        except Exception:
+            logger.exception("share failed for %r; the answer is not shared", leader)
+            return Unshared.SHARE_ERROR
 
 
 class Failure(Outcome):
@@ -149,7 +229,6 @@ class Failure(Outcome):
 
     def __init__(self, leader: web.Request, exception: BaseException) -> None:
         super().__init__(leader, raised=True)
-        self.free = True
         self._exception = exception
         self._traceback: TracebackType | None = exception.__traceback__
 
@@ -171,22 +250,21 @@ class Returned(Outcome):
         return self._value
 
 
-def captured(
-    leader: web.Request,
-    response: Any,
-    *,
-    raised: bool,
-    selection: Selection,
-    has_key: bool,
-    cache_status: str | None,
-) -> Outcome:
+def captured(leader: web.Request, response: Any, *, raised: bool, rules: Rules, has_key: bool) -> Outcome:
     """The outcome of a handler that returned `response`, or raised it as an HTTPException."""
     if not isinstance(response, web.StreamResponse):
         return Returned(leader, response)
     reason = _cannot_be_replayed(response)
     if reason is not None:
         return Outcome(leader, Verdict(reason))
-    return Answer(leader, response, raised=raised, selection=selection, has_key=has_key, cache_status=cache_status)
+    said = rules.asked(leader, response)
+    if isinstance(said, Unshared):
+        return Outcome(leader, Verdict(said))
+    if said is False:
+        return Outcome(leader, Verdict(Unshared.SHARE))
+    if said is None and _aiohttp.sets_cookies(response):
+        return Outcome(leader, Verdict(Unshared.SET_COOKIE))
+    return Answer(leader, response, raised=raised, rules=rules, share=said, has_key=has_key)
 
 
 def _cannot_be_replayed(response: web.StreamResponse) -> Unshared | None:
@@ -196,8 +274,6 @@ def _cannot_be_replayed(response: web.StreamResponse) -> Unshared | None:
         return Unshared.RESPONSE_CLASS
     if isinstance(response, web.Response) and not _aiohttp.repeatable_body(response.body)[0]:
         return Unshared.ONE_SHOT_BODY
-    if _aiohttp.sets_cookies(response):
-        return Unshared.SET_COOKIE
     return None
 
 

@@ -15,9 +15,11 @@ from aiohttp import hdrs, web
 
 from .. import _aiohttp
 from ..async_reduce_core import Flight, FlightTable
-from .identity import Selection
+from .identity import REMOTE, Selection
 from .last_call import LastCall
+from .passes import PassMarkers
 from .replay import Outcome
+from .routes import Route
 
 # So many recently written paths are remembered one by one; with more, a write closes every flight.
 _MAX_WRITTEN: Final = 10_000
@@ -29,6 +31,7 @@ class RequestFlight(Flight[Outcome]):
     `identity` is the full identity, once it was needed; `certificate` and `key_value` were taken at arrival.
     `crowds_target` is the target of a flight that stands under its identity, because another one was first.
     `hedge` is the flight that an overdue follower of this one leads: only other overdue followers join it.
+    `passes` is, for a run that nobody can join because of a pass marker, that marker's target and identity.
     """
 
     table: "RequestTable"
@@ -38,12 +41,13 @@ class RequestFlight(Flight[Outcome]):
     key_value: Hashable = None
     identity: Hashable | None = None
     hedge: "RequestFlight | None" = None
+    passes: tuple[str, Hashable] | None = None
 
 
 class RequestTable(FlightTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "_writing", "_written", "_written_all", "crowds", "last_call", "max_age")
+    __slots__ = ("_selection", "_writing", "_written", "_written_all", "crowds", "last_call", "max_age", "passes")
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
@@ -54,21 +58,23 @@ class RequestTable(FlightTable[Outcome]):
         self.max_age = max_age
         # How many flights stand under their full identity, by target.
         self.crowds: dict[str, int] = {}
+        self.passes = PassMarkers()
         # When the answer to an unsafe request was sent, by decoded path, oldest first.
         self._written: dict[str, float] = {}
         self._written_all = -math.inf
         self._writing = threading.Lock()
 
     def find(
-        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable
+        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, route: Route
     ) -> RequestFlight | None:
         """The latest flight of the request's identity, open or not."""
         first: Any = self.flights.get(target)
-        if first is not None and self._same(first, target, request, certificate, key_value):
+        if first is not None and self._same(first, target, request, certificate, key_value, route):
             flight: RequestFlight = first
             return flight
         if target in self.crowds:
-            return self.flights.get(self._identity(target, request, certificate, key_value))  # type: ignore[return-value]
+            key = self.identity(target, request, certificate, key_value, route)
+            return self.flights.get(key)  # type: ignore[return-value]
         return None
 
     def admits(self, flight: RequestFlight, now: float) -> bool:
@@ -83,6 +89,7 @@ class RequestTable(FlightTable[Outcome]):
         request: web.Request,
         certificate: bytes | None,
         key_value: Hashable,
+        route: Route,
         now: float,
         instead_of: RequestFlight | None,
     ) -> RequestFlight:
@@ -91,7 +98,7 @@ class RequestTable(FlightTable[Outcome]):
             flight = RequestFlight(self, target, request, now, now + self.max_age)
             self.flights[target] = flight
         else:
-            key = self._identity(target, request, certificate, key_value)
+            key = self.identity(target, request, certificate, key_value, route)
             if key not in self.flights:
                 self.crowds[target] = self.crowds.get(target, 0) + 1
             flight = RequestFlight(self, key, request, now, now + self.max_age)
@@ -103,10 +110,27 @@ class RequestTable(FlightTable[Outcome]):
             flight.key_value = key_value
         return flight
 
-    def hedge(self, request: web.Request, key_value: Hashable, now: float) -> RequestFlight:
-        """A flight for overdue followers only: it does not stand in the table, and newcomers never join it."""
+    def apart(self, request: web.Request, key_value: Hashable, now: float) -> RequestFlight:
+        """A flight that does not stand in the table, so that newcomers never join it."""
         flight = RequestFlight(self, object(), request, now, -math.inf)
         flight.key_value = key_value
+        return flight
+
+    def must_pass(
+        self,
+        target: str,
+        request: web.Request,
+        certificate: bytes | None,
+        key_value: Hashable,
+        route: Route,
+        now: float,
+    ) -> RequestFlight | None:
+        """A flight apart for a request whose identity has a pass marker; None without one."""
+        identity = self.identity(target, request, certificate, key_value, route)
+        if not self.passes.holds(target, identity, now):
+            return None
+        flight = self.apart(request, key_value, now)
+        flight.passes = (target, identity)
         return flight
 
     def remove(self, flight: Flight[Any]) -> None:
@@ -144,25 +168,31 @@ class RequestTable(FlightTable[Outcome]):
         request: web.Request,
         certificate: bytes | None,
         key_value: Hashable,
+        route: Route,
     ) -> bool:
         leader = flight.subject
         if flight.certificate != certificate or flight.key_value != key_value:
             return False
         if _aiohttp.same_head(leader, request):
-            return True
+            return REMOTE not in route.learned or _aiohttp.remote_of(leader) == _aiohttp.remote_of(request)
         if flight.identity is None:
-            flight.identity = self._identity(target, leader, flight.certificate, flight.key_value)
-        return flight.identity == self._identity(target, request, certificate, key_value)
+            flight.identity = self.identity(target, leader, flight.certificate, flight.key_value, route)
+        return flight.identity == self.identity(target, request, certificate, key_value, route)
 
-    def _identity(self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable) -> Hashable:
+    def identity(
+        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, route: Route
+    ) -> Hashable:
+        """All that has to be equal for two requests to wait together; `route` knows what its handlers look at."""
+        learned = route.learned
         return (
             target,
             _aiohttp.route_of(request),
             request.scheme,
             request.version,
-            tuple(request.headers.getall(hdrs.HOST, ())),
+            tuple(_aiohttp.received_headers(request).getall(hdrs.HOST, ())),
             _aiohttp.host_of(request),
             certificate,
             key_value,
             self._selection.headers_of(request),
+            learned and self._selection.learned_of(request, learned),
         )

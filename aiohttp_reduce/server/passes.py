@@ -1,0 +1,52 @@
+"""Pass markers: a short memory that an identity's answers cannot be shared, so that nobody waits for nothing.
+
+One is set when followers were turned away because of what an answer was, and deleted by the first answer that
+could have been shared. It is a hint alone: without it a herd waits first and then runs in parallel, with it at once.
+"""
+
+from collections.abc import Hashable
+from typing import Final
+
+# Seconds for which a marker holds; it is not prolonged, so that in every so long one herd finds out anew.
+_HOLDS: Final = 3.0
+_MAX_MARKERS: Final = 1_000
+
+
+class PassMarkers:
+    """The markers of one table, by target and full identity."""
+
+    __slots__ = ("_count", "by_target")
+
+    def __init__(self) -> None:
+        self.by_target: dict[str, dict[Hashable, float]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def set(self, target: str, identity: Hashable, now: float) -> None:
+        """Remember the identity; what was remembered the longest goes where there are too many."""
+        while self._count >= _MAX_MARKERS:
+            oldest = next(iter(self.by_target))
+            self._count -= len(self.by_target.pop(oldest))
+        markers = self.by_target.setdefault(target, {})
+        self._count += identity not in markers
+        markers[identity] = now + _HOLDS
+
+    def holds(self, target: str, identity: Hashable, now: float) -> bool:
+        """Whether the identity is remembered, and not for too long."""
+        until = self.by_target.get(target, {}).get(identity)
+        if until is None:
+            return False
+        if now < until:
+            return True
+        self.delete(target, identity)
+        return False
+
+    def delete(self, target: str, identity: Hashable) -> None:
+        """Forget the identity."""
+        markers = self.by_target.get(target)
+        if markers is not None and markers.pop(identity, None) is not None:
+            self._count -= 1
+            if not markers:
+                del self.by_target[target]

@@ -1,0 +1,262 @@
+"""What a leader's handler looked at while it ran, and in which of that a follower differs.
+
+`RecordedHeaders` and `RecordedState` stand in for the request's headers and mapping while the handler (and every
+middleware inside us) runs. They only note; what is compared, and with whom, is decided at its end by `Reads`.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from typing import Any, Final
+
+from aiohttp import web
+from multidict import CIMultiDictProxy, MultiMapping
+
+from .. import _aiohttp
+from ..stats import Unshared
+from .identity import EVERYTHING, REMOTE, TRACING, Selection
+from .routes import Route
+from .values import MISSING, as_it_is, is_same
+
+
+class RecordedHeaders:
+    """A request's headers that note which are looked at; otherwise they are as aiohttp's own.
+
+    Not a subclass of `CIMultiDictProxy`, although it says so when asked: what is written in C, such as
+    `CIMultiDict(request.headers)`, would read past the methods of a subclass.
+
+    `noted_names` are names as they were written, with `EVERYTHING` and `REMOTE` among them; `noted_items` the
+    items of the request mapping that were looked at, and what they were; `noted_writes` those set or deleted.
+    """
+
+    __slots__ = ("looked_up", "noted_items", "noted_names", "noted_writes", "peername", "under")
+
+    # All set by `_aiohttp.lend`, and the last three for it and `take_back` alone.
+    noted_names: set[str] | None
+    noted_items: dict[Hashable, tuple[Any, Any]] | None
+    noted_writes: dict[Hashable, None] | None
+    looked_up: int
+    peername: Any
+    under: Any
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return CIMultiDictProxy
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether anything was looked at or changed."""
+        return not (self.noted_names is None and self.noted_items is None and self.noted_writes is None)
+
+    def note(self, name: str) -> None:
+        """Note that a header, `EVERYTHING` or `REMOTE` was looked at."""
+        if self.noted_names is None:
+            self.noted_names = {name}
+        else:
+            self.noted_names.add(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self.note(name)
+        return self.under[name]
+
+    def __contains__(self, name: object) -> bool:
+        if isinstance(name, str):
+            self.note(name)
+        return name in self.under
+
+    def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        self.note(key)
+        return self.under.get(key, *args, **kwargs)
+
+    def getone(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        self.note(key)
+        return self.under.getone(key, *args, **kwargs)
+
+    def getall(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        self.note(key)
+        return self.under.getall(key, *args, **kwargs)
+
+    def __bool__(self) -> bool:
+        return bool(self.under)  # true for any request: HTTP/1.1 has a Host
+
+    def __iter__(self) -> Iterator[str]:
+        self.note(EVERYTHING)
+        return iter(self.under)
+
+    def __len__(self) -> int:
+        self.note(EVERYTHING)
+        return len(self.under)
+
+    def __eq__(self, other: object) -> bool:
+        self.note(EVERYTHING)
+        return bool(self.under == other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        self.note(EVERYTHING)
+        return repr(self.under)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self.note(EVERYTHING)
+        return self.under.__reduce_ex__(protocol)
+
+    def __getattr__(self, name: str) -> Any:
+        # keys, values, items, copy, to_dict, and whatever else there may be one day.
+        self.note(EVERYTHING)
+        return getattr(self.under, name)
+
+
+MultiMapping.register(RecordedHeaders)
+
+
+class RecordedState(MutableMapping[Hashable, Any]):
+    """The request mapping's storage that notes which items are looked at, set and deleted."""
+
+    __slots__ = ("headers", "under")
+
+    headers: RecordedHeaders
+    under: Any
+
+    def __getitem__(self, key: Hashable) -> Any:
+        value = self.under.get(key, MISSING)
+        noted = self.headers.noted_items
+        if noted is None:
+            noted = self.headers.noted_items = {}
+        if key not in noted:
+            noted[key] = (value, as_it_is(value))
+        if value is MISSING:
+            raise KeyError(key)
+        return value
+
+    def get(self, key: Hashable, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __setitem__(self, key: Hashable, value: Any) -> None:
+        self._note_write(key)
+        self.under[key] = value
+
+    def __delitem__(self, key: Hashable) -> None:
+        self._note_write(key)
+        del self.under[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        self._note_all()
+        return iter(self.under)
+
+    def __len__(self) -> int:
+        self._note_all()
+        return len(self.under)
+
+    def copy(self) -> dict[Hashable, Any]:
+        """What `request.clone()` asks for: nobody sees any more what is looked at, so all of it is."""
+        self.headers.note(EVERYTHING)
+        self.headers.note(REMOTE)
+        self._note_all()
+        plain: dict[Hashable, Any] = self.under.copy()
+        return plain
+
+    def _note_all(self) -> None:
+        for key in (*self.under, ALL_ITEMS):
+            self.get(key)
+
+    def _note_write(self, key: Hashable) -> None:
+        if self.headers.noted_writes is None:
+            self.headers.noted_writes = {}
+        self.headers.noted_writes[key] = None
+
+
+class _AllItems:
+    """Stands among the items that were looked at where all were: there must be no others."""
+
+    def __repr__(self) -> str:
+        return "(all)"
+
+
+ALL_ITEMS: Final = _AllItems()
+
+
+class Reads:
+    """What a handler had looked at when it ended, of what the identity does not hold.
+
+    `names` are header names in lower case, with `EVERYTHING` and `REMOTE`, all of them; `compared` those of
+    them in which a follower may differ. `changed` is the item that the handler set, deleted or changed, if any.
+    """
+
+    __slots__ = ("changed", "compared", "items", "names", "selection")
+
+    def __init__(self, recorded: RecordedHeaders, selection: Selection, ignore_state: frozenset[Hashable]) -> None:
+        names = {name.lower() for name in recorded.noted_names or ()}
+        self.names = frozenset(name for name in names if name not in TRACING)
+        self.compared = tuple(sorted(name for name in self.names if not selection.holds_all_of(name)))
+        self.selection = selection
+        noted = recorded.noted_items or {}
+        self.items = {key: value for key, (value, _) in noted.items() if key not in ignore_state}
+        self.changed: str | None = None
+        for key in recorded.noted_writes or ():
+            if key not in ignore_state:
+                self.changed = shown(key)
+                return
+        for key, (value, was) in noted.items():
+            if key not in ignore_state and as_it_is(value) != was:
+                self.changed = shown(key)
+                return
+
+    def refuses(
+        self, leader: web.Request, follower: web.Request, mapping: Mapping[Any, Any]
+    ) -> tuple[Unshared, str | None] | None:
+        """In what a follower with this request mapping differs from the leader, if in anything that counts."""
+        for name in self.compared:
+            if name == REMOTE:
+                if _aiohttp.remote_of(leader) != _aiohttp.remote_of(follower):
+                    return Unshared.REMOTE, None
+            elif name == EVERYTHING:
+                different = self.selection.difference(leader, follower)
+                if different is not None:
+                    return Unshared.HEADER, different
+            elif not same_lines(name, leader, follower):
+                return Unshared.HEADER, name
+        for key, value in self.items.items():
+            if key is ALL_ITEMS:
+                if extra := mapping.keys() - self.items.keys():
+                    return Unshared.STATE, shown(next(iter(extra)))
+            elif not is_same(value, mapping.get(key, MISSING), leader, follower):
+                return Unshared.STATE, shown(key)
+        return None
+
+    def pass_on(self, request: web.Request) -> None:
+        """Note on the request of a follower what was looked at for it, if it leads at a door further out."""
+        headers, state = _aiohttp.lent(request)
+        if type(headers) is RecordedHeaders:
+            for name in self.names:
+                headers.note(name)
+            for key in self.items:
+                if key is ALL_ITEMS:
+                    len(state)
+                else:
+                    state.get(key)
+
+
+def same_lines(name: str, one: web.BaseRequest, other: web.BaseRequest) -> bool:
+    """Whether two requests agree in all lines of a header."""
+    mine, others = _aiohttp.received_headers(one), _aiohttp.received_headers(other)
+    return bool(mine.getall(name, ()) == others.getall(name, ()))
+
+
+def shown(key: Hashable) -> str:
+    """The name of an item of the request mapping."""
+    name = getattr(key, "_name", key)  # of a web.RequestKey
+    return str(name)
+
+
+def learn(route: Route, recorded: RecordedHeaders, selection: Selection, ignore_state: frozenset[Hashable]) -> None:
+    """Let what a handler looked at join the identity of the route's later requests."""
+    names, items = recorded.noted_names, recorded.noted_items
+    if names is not None and not names <= route.seen:
+        new = {name.lower() for name in names}
+        route.learn(name for name in sorted(new) if name not in TRACING and not selection.holds_all_of(name))
+        route.remember(names, ())
+    if items is not None and not items.keys() <= route.seen_items:
+        route.learn_items(key for key in items if key not in ignore_state and key is not ALL_ITEMS)
+        route.remember((), items)

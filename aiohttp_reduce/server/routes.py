@@ -1,0 +1,94 @@
+"""What one middleware object knows of each route: its name, its figures, and what its handlers look at."""
+
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Final
+
+from aiohttp import web
+
+from .._aiohttp import UNROUTED
+from ..stats import OTHER, Counters
+
+MAX_ROUTES: Final = 1_000
+UNROUTED_NAME: Final = "(unrouted)"
+# So many names of each kind are learned for one route; a handler that makes up names has no end of them.
+MAX_LEARNED: Final = 32
+# So many spellings are remembered as known, so that they need not be looked at again.
+_MAX_SEEN: Final = 256
+
+
+class Route:
+    """What is known of one route.
+
+    `reduced_methods` are its methods that may be reduced. `learned` are the request headers, in lower case,
+    that its handlers (or their answers' Vary) were seen to look at although the identity does not hold them:
+    they join the identity of its later requests. So do the items of the request mapping in `learned_items`.
+    """
+
+    __slots__ = ("counters", "learned", "learned_items", "name", "reduced_methods", "reference", "seen", "seen_items")
+
+    def __init__(self, name: str, counters: Counters, reference: Any) -> None:
+        self.name = name
+        self.counters = counters
+        self.reduced_methods: set[str] = set()
+        self.reference = reference
+        self.learned: tuple[str, ...] = ()
+        self.learned_items: tuple[Hashable, ...] = ()
+        self.seen: set[str] = set()
+        self.seen_items: set[Hashable] = set()
+
+    def learn(self, names: Iterable[str]) -> None:
+        """Let these headers join the identity of the route's later requests."""
+        self.learned = _grown(self.learned, names)
+
+    def learn_items(self, keys: Iterable[Hashable]) -> None:
+        """Let these items of the request mapping join the identity of the route's later requests."""
+        self.learned_items = _grown(self.learned_items, keys)
+
+    def remember(self, names: Iterable[str], keys: Iterable[Hashable]) -> None:
+        """What was looked at, whether it had to be learned or not."""
+        for seen, new in ((self.seen, names), (self.seen_items, keys)):
+            if len(seen) < _MAX_SEEN:
+                seen.update(new)  # type: ignore[arg-type]
+
+
+def _grown(known: tuple[Any, ...], new: Iterable[Any]) -> tuple[Any, ...]:
+    # A new tuple, set at once: another loop's thread may be reading the old one.
+    return tuple(dict.fromkeys([*known, *new]))[:MAX_LEARNED]
+
+
+class Routes:
+    """The routes that were asked for, by identity, and their counters, by name; bounded."""
+
+    __slots__ = ("by_id", "counters", "unrouted")
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Route] = {}
+        self.counters: dict[str, Counters] = {}
+        self.unrouted: Route | None = None
+
+    def enter(self, route: web.AbstractRoute) -> Route:
+        """The entry of a route that `by_id` does not have yet."""
+        if isinstance(route, UNROUTED):
+            # A new one for every such request: all of them are one entry.
+            if self.unrouted is None:
+                self.unrouted = Route(UNROUTED_NAME, self._counters(UNROUTED_NAME), None)
+            return self.unrouted
+        resource = route.resource
+        name = str(UNROUTED_NAME if resource is None else resource.canonical)
+        by_id, key = self.by_id, id(route)
+        entry = Route(name, self._counters(name), weakref.ref(route, _remove_from(by_id, key)))
+        by_id[key] = entry
+        return entry
+
+    def _counters(self, name: str) -> Counters:
+        if name not in self.counters and len(self.counters) >= MAX_ROUTES:
+            name = OTHER
+        return self.counters.setdefault(name, Counters())
+
+
+def _remove_from(by_id: dict[int, Route], key: int) -> Callable[[object], None]:
+    def remove(_reference: object) -> None:
+        by_id.pop(key, None)
+
+    return remove

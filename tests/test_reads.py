@@ -1,0 +1,640 @@
+"""Section 3, "Who may share: what the handler read": headers, the request mapping, `remote`, and what is learned."""
+
+import asyncio
+import copy
+import enum
+import pickle
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiMapping
+from yarl import URL
+
+from aiohttp_reduce import reduce_middleware
+from aiohttp_reduce.server.routes import MAX_LEARNED
+from tests.harness import Start, eventually
+from tests.herds import herds
+
+pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey")
+
+A, B = {"User-Agent": "a"}, {"User-Agent": "b"}
+
+
+def agents(request: web.Request) -> Any:
+    return request.headers.get("User-Agent")
+
+
+# Headers.
+
+LOOKS: dict[str, Callable[[web.Request], Any]] = {
+    "get": lambda request: request.headers.get("user-agent"),
+    "getitem": lambda request: request.headers["USER-AGENT"],
+    "getone": lambda request: request.headers.getone("User-Agent"),
+    "getall": lambda request: request.headers.getall("User-Agent"),
+    "iterating": lambda request: sorted(request.headers[name] for name in request.headers),
+    "items": lambda request: sorted(request.headers.items()),
+    "keys": lambda request: [request.headers[name] for name in request.headers.keys()],  # noqa: SIM118
+    "values": lambda request: sorted(request.headers.values()),
+    "copy": lambda request: request.headers.copy(),
+    "dict": lambda request: dict(request.headers),
+    "unpacked": lambda request: {**request.headers},
+    "CIMultiDict": lambda request: CIMultiDict(request.headers),
+    "update": lambda request: MultiDict().update(request.headers),  # type: ignore[func-returns-value]
+    "repr": lambda request: repr(request.headers),
+    "len": lambda request: len(request.headers),
+    "equality": lambda request: request.headers == CIMultiDict(A),
+    "match": lambda request: _matched(request),
+    "clone": lambda request: request.clone().headers.get("User-Agent"),
+    "clone with headers": lambda request: request.clone(headers=request.headers).headers.get("User-Agent"),
+    "raw_headers": lambda request: dict(request.raw_headers)[b"User-Agent"],
+}
+
+
+def _matched(request: web.Request) -> list[str]:
+    match request.headers:
+        case {"User-Agent": agent}:
+            return [agent]
+    return []
+
+
+@pytest.mark.parametrize("how", LOOKS)
+async def test_a_header_that_was_looked_at_must_be_equal(serve: Start, how: str) -> None:
+    look = LOOKS[how]
+    herd = await herds(serve, lambda request: str(look(request)))
+    runs, replies = await herd.meet([A, B, A, B])
+    assert runs == 3
+    assert set(herd.unshared) == {"header: user-agent"}
+    assert replies[0].text == replies[2].text
+    assert replies[1].text == replies[3].text
+
+
+@pytest.mark.parametrize("how", ["in", "get", "raw_headers"])
+async def test_a_header_that_was_looked_for_must_be_absent_too(serve: Start, how: str) -> None:
+    def look(request: web.Request) -> Any:
+        if how == "in":
+            return "DNT" in request.headers
+        return request.headers.get("DNT") if how == "get" else len(request.raw_headers)
+
+    herd = await herds(serve, look)
+    runs, replies = await herd.meet([{}, {"DNT": "1"}, {}])
+    assert runs == 2
+    assert replies[0].text == replies[2].text != replies[1].text
+
+
+async def test_a_header_that_was_not_looked_at_may_differ(serve: Start) -> None:
+    herd = await herds(serve, lambda request: request.headers.get("Accept"))
+    assert (await herd.meet([A, B, {"Referer": "/x"}]))[0] == 1
+    assert herd.unshared == {}
+
+
+async def test_headers_that_name_a_trace_are_exempt(serve: Start) -> None:
+    def look(request: web.Request) -> str:
+        request.headers.get("traceparent")
+        request.headers["X-Request-ID"]
+        return "x" * len(list(request.headers)) * 0
+
+    herd = await herds(serve, look)
+    requests = [{"X-Request-ID": str(number), "traceparent": f"00-{number}"} for number in range(3)]
+    assert (await herd.meet(requests))[0] == 1
+
+
+async def test_iterating_looks_at_all_that_the_identity_does_not_hold(serve: Start) -> None:
+    herd = await herds(serve, lambda request: sorted(request.headers), headers=("Accept",))
+    assert (await herd.meet([{}, {"X-New": "1"}]))[0] == 2
+    assert herd.unshared == {"header: x-new": 1}
+
+
+PROPERTIES: list[tuple[str, dict[str, str], dict[str, str]]] = [
+    ("cookies", {"Cookie": "a=1"}, {"Cookie": "a=2"}),
+    ("if_none_match", {"If-None-Match": '"a"'}, {"If-None-Match": '"b"'}),
+    ("if_match", {"If-Match": '"a"'}, {"If-Match": '"b"'}),
+    ("if_modified_since", {}, {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+    ("if_unmodified_since", {}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+    ("if_range", {}, {"If-Range": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+    ("http_range", {"Range": "bytes=0-1"}, {"Range": "bytes=0-2"}),
+    ("forwarded", {"Forwarded": "for=1.1.1.1"}, {"Forwarded": "for=2.2.2.2"}),
+    ("keep_alive", {}, {"Connection": "close"}),
+    ("content_type", {"Content-Type": "text/a"}, {"Content-Type": "text/b"}),
+    ("charset", {"Content-Type": "text/a;charset=a"}, {"Content-Type": "text/a;charset=b"}),
+    ("content_length", {}, {"Content-Length": "0"}),
+    ("raw_headers", {"X-A": "1"}, {"X-A": "2"}),
+    ("message", {"X-A": "1"}, {"X-A": "2"}),
+]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "after an outer middleware"])
+@pytest.mark.parametrize(("name", "one", "other"), PROPERTIES)
+@pytest.mark.filterwarnings("ignore:Request.message is deprecated:DeprecationWarning")
+async def test_a_property_that_says_a_header_was_looked_at(
+    serve: Start, name: str, one: dict[str, str], other: dict[str, str], *, before: bool
+) -> None:
+    @web.middleware
+    async def looks_first(request: web.Request, handler: Any) -> web.StreamResponse:
+        if before:
+            getattr(request, name)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    def look(request: web.Request) -> str:
+        looked = getattr(request, name)
+        return str(dict(looked) if isinstance(looked, Mapping) else looked)
+
+    herd = await herds(serve, look, headers=("Accept",), outer=[looks_first])
+    runs, replies = await herd.meet([one, other])
+    assert runs == 2
+    assert replies[0].text != replies[1].text or name == "message"
+
+
+async def test_what_an_outer_middleware_looks_at_counts_not(serve: Start) -> None:
+    @web.middleware
+    async def log(request: web.Request, handler: Any) -> web.StreamResponse:
+        names = [*request.headers], request.remote, request.cookies, request.raw_headers, request.forwarded
+        response: web.StreamResponse = await handler(request)
+        again = [*request.headers], request.remote, request.cookies, request.raw_headers, request.forwarded
+        assert names == again
+        return response
+
+    herd = await herds(serve, lambda request: "anything", outer=[log])
+    assert (await herd.meet([A, B, {"Cookie": "_ga=1"}]))[0] == 1
+
+
+async def test_what_an_inner_middleware_looks_at_counts(serve: Start) -> None:
+    @web.middleware
+    async def robots(request: web.Request, handler: Any) -> web.StreamResponse:
+        if "bot" in request.headers["User-Agent"]:
+            raise web.HTTPGone
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    herd = await herds(serve, lambda request: "anything", inner=[robots])
+    runs, replies = await herd.meet([A, {"User-Agent": "a bot"}, A])
+    assert [reply.status for reply in replies] == [200, 410, 200]
+    assert runs == 1  # the robot's own did not come as far as the handler
+
+
+async def test_exceptions_are_shared_by_the_same_rule(serve: Start, caplog: pytest.LogCaptureFixture) -> None:
+    herd = await herds(serve, lambda request: RuntimeError(request.headers["User-Agent"]))
+    runs, replies = await herd.meet([A, B, A])
+    assert (runs, [reply.status for reply in replies]) == (2, [500] * 3)
+    assert herd.unshared == {"header: user-agent": 1}
+    herd = await herds(serve, lambda request: web.HTTPNotFound(text=request.headers["User-Agent"]))
+    runs, replies = await herd.meet([A, B, A])
+    assert (runs, [reply.text for reply in replies]) == (2, ["a", "b", "a"])
+
+
+async def test_the_recorded_headers_are_as_the_genuine_ones(serve: Start) -> None:
+    def look(request: web.Request) -> str:
+        lent, genuine = request.headers, request._message.headers
+        assert type(lent) is not type(genuine)  # or this test shows nothing
+        assert isinstance(lent, CIMultiDictProxy)
+        assert isinstance(lent, MultiMapping)
+        assert isinstance(lent, Mapping)
+        assert lent == genuine
+        # (The other way round multidict compares repeated names with the first of each, and finds them unequal.)
+        assert CIMultiDict(lent) == CIMultiDict(genuine)
+        assert (dict(lent), list(lent.items()), len(lent), repr(lent), bool(lent)) == (
+            dict(genuine), list(genuine.items()), len(genuine), repr(genuine), True,
+        )  # fmt: skip
+        assert lent.getall("X-A") == ["1", "2"]
+        assert lent.getall("X-B", None) is None
+        assert lent.getone("x-a") == lent.get("x-a", "default") == lent["X-a"] == "1"
+        assert lent.get("X-B") is None
+        assert lent.get("X-B", "default") == lent.getone("X-B", "default") == "default"
+        assert "x-a" in lent
+        assert "X-B" not in lent
+        assert 5 not in lent  # type: ignore[comparison-overlap]
+        assert {**lent}["X-A"] == "1"
+        assert lent.copy() == genuine.copy()
+        assert type(lent.copy()) is CIMultiDict
+        for missing in (lent.__getitem__, lent.getone, lent.getall):
+            with pytest.raises(KeyError):
+                missing("X-B")
+        for act in (hash, pickle.dumps, copy.copy, lambda headers: headers.__setitem__("a", "b")):
+            with pytest.raises((TypeError, AttributeError)):
+                act(lent)
+            with pytest.raises((TypeError, AttributeError)):
+                act(genuine)
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            lent.no_such_thing  # type: ignore[attr-defined]  # noqa: B018
+        return "as it should be"
+
+    herd = await herds(serve, look)
+    _, replies = await herd.meet([[("X-A", "1"), ("X-A", "2")]])
+    assert replies[0].text == "as it should be"
+
+
+# `request.remote`, and a `clone()` further out.
+
+
+def behind_a_proxy(request: web.Request) -> web.Request:
+    return request.clone(remote=request.headers["X-Forwarded-For"])
+
+
+@web.middleware
+async def remotes(request: web.Request, handler: Any) -> web.StreamResponse:
+    clone = behind_a_proxy(request)
+    response: web.StreamResponse = await handler(clone)
+    assert clone.remote == request.headers["X-Forwarded-For"]
+    return response
+
+
+ONE, OTHER = {"X-Forwarded-For": "1.1.1.1"}, {"X-Forwarded-For": "2.2.2.2"}
+
+
+@pytest.mark.parametrize("looked_up_before", [False, True])
+async def test_a_remote_set_by_an_outer_clone_must_be_equal_where_it_is_looked_at(
+    serve: Start, *, looked_up_before: bool
+) -> None:
+    @web.middleware
+    async def log(request: web.Request, handler: Any) -> web.StreamResponse:
+        if looked_up_before:
+            assert request.remote in {"1.1.1.1", "2.2.2.2"}
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    herd = await herds(serve, lambda request: request.remote, outer=[remotes, log])
+    runs, replies = await herd.meet([ONE, OTHER, ONE])
+    assert (runs, [reply.text for reply in replies]) == (2, ["1.1.1.1", "2.2.2.2", "1.1.1.1"])
+    assert herd.unshared == {"remote": 1}
+    runs, replies = await herd.meet([ONE, OTHER, ONE])  # learned: kept apart from the start
+    assert runs == 2
+    assert [reply.collapsed for reply in replies] == [None, None, "aiohttp-reduce; fwd=miss; collapsed"]
+
+
+async def test_a_remote_that_nobody_looks_at_may_differ(serve: Start) -> None:
+    herd = await herds(serve, lambda request: "anything", outer=[remotes])
+    assert (await herd.meet([ONE, OTHER]))[0] == 1
+
+
+async def test_a_remote_of_an_odd_type_counts_as_looked_at(serve: Start) -> None:
+    @web.middleware
+    async def odd(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request.clone(remote=(request.headers["X-Forwarded-For"],)))  # type: ignore[arg-type]
+        return response
+
+    herd = await herds(serve, lambda request: repr(request.remote), outer=[odd])
+    runs, replies = await herd.meet([ONE, OTHER])
+    assert (runs, [reply.text for reply in replies]) == (2, ["('1.1.1.1',)", "('2.2.2.2',)"])
+
+
+async def test_the_peers_own_address_is_equal_for_its_connections(serve: Start) -> None:
+    herd = await herds(serve, lambda request: request.remote)
+    runs, replies = await herd.meet([{}, {}])
+    assert (runs, {reply.text for reply in replies}) == (1, {"127.0.0.1"})
+
+
+async def test_headers_of_an_outer_clone_are_those_that_count(serve: Start) -> None:
+    @web.middleware
+    async def normalises(request: web.Request, handler: Any) -> web.StreamResponse:
+        headers = {"Host": "localhost", "User-Agent": request.headers["User-Agent"].lower()}
+        response: web.StreamResponse = await handler(request.clone(headers=headers))
+        return response
+
+    herd = await herds(serve, agents, outer=[normalises])
+    runs, replies = await herd.meet([{"User-Agent": "X"}, {"User-Agent": "x"}, {"User-Agent": "y"}])
+    assert (runs, [reply.text for reply in replies]) == (2, ["x", "x", "y"])
+
+
+async def test_after_the_handler_the_request_is_as_it_was(serve: Start) -> None:
+    seen: list[Any] = []
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        request["kept"] = "value"
+        before = request.headers, request._state, request.remote, request._transport_peername
+        try:
+            response: web.StreamResponse = await handler(request)
+        finally:
+            after = request.headers, request._state, request.remote, request._transport_peername
+            seen.append([one is other for one, other in zip(before, after, strict=True)])
+        return response
+
+    def answer(request: web.Request) -> Any:
+        assert (request["kept"], request.get("User-Agent"), request.remote) == ("value", None, "127.0.0.1")
+        agents(request)
+        request.clone()
+        request["new"] = 1
+        return RuntimeError("broken") if "X-Fail" in request.headers else "text"
+
+    herd = await herds(serve, answer, outer=[outer])
+    for headers in ({}, {"X-Fail": "1"}):
+        await herd.meet([headers, headers])
+    assert seen == [[True, True, True, True]] * 4
+
+
+# The request mapping.
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class User:
+    name: str
+    flashes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    name: str
+
+
+class Connection:
+    """As a database's: no equality."""
+
+
+class Contrary:
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def with_item(make: Callable[[web.Request], Any], key: Any = "item") -> Any:
+    """An outer middleware that sets an item of the request mapping."""
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        request[key] = make(request)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    return outer
+
+
+def agent(request: web.Request) -> str:
+    return str(request.headers["User-Agent"])
+
+
+SPLITTING: dict[str, Callable[[web.Request], Any]] = {
+    "str": agent,
+    "bool and int": lambda request: True if agent(request) == "a" else 1,
+    "int and float": lambda request: 1 if agent(request) == "a" else 1.0,
+    "nested bool and int": lambda request: [True] if agent(request) == "a" else [1],
+    "None and object": lambda request: None if agent(request) == "a" else Connection(),
+    "two classes of objects": lambda request: Connection() if agent(request) == "a" else asyncio.Lock(),
+    "dict": lambda request: {"name": agent(request)},
+    "dict in a list": lambda request: [{"name": agent(request)}],
+    "tuple": lambda request: ("x", agent(request)),
+    "set": lambda request: {agent(request)},
+    "deque": lambda request: deque([agent(request)]),
+    "bytearray": lambda request: bytearray(agent(request), "ascii"),
+    "OrderedDict": lambda request: OrderedDict(name=agent(request)),
+    "MultiDict": lambda request: MultiDict(name=agent(request)),
+    "URL": lambda request: URL(f"/{agent(request)}"),
+    "dataclass": lambda request: User(agent(request)),
+    "frozen dataclass": lambda request: Tenant(agent(request)),
+    "enumeration": lambda request: Colour.RED if agent(request) == "a" else Colour.BLUE,
+    "class": lambda request: int if agent(request) == "a" else str,
+    "function": lambda request: agent if agent(request) == "a" else agents,
+    "not a number": lambda request: float(agent(request) + "nan" if False else "nan"),
+    "not comparable": lambda request: Contrary(),
+    "too large": lambda request: list(range(1000)),
+    "an object within a dict": lambda request: {"connection": Connection()},
+    "a request before its clone": lambda request: {"request": request.clone()},
+}
+JOINING: dict[str, Callable[[web.Request], Any]] = {
+    "str": lambda request: "x",
+    "connection": lambda request: Connection(),
+    "dict": lambda request: {"a": [1, {"b": (2.5, None)}], "c": {"d"}},
+    "dict in another order": lambda request: dict(sorted({"a": 1, "b": 2}.items(), reverse=agent(request) == "a")),
+    "dataclass": lambda request: User("x", ["flash"]),
+    "frozen dataclass": lambda request: Tenant("x"),
+    "enumeration": lambda request: Colour.RED,
+    "request": lambda request: request,
+    "template context": lambda request: {"request": request, "app": request.app, "user": "x"},
+    "one object for all": lambda request: LARGE,
+}
+LARGE = {number: [] for number in range(1000)}  # type: ignore[var-annotated]
+
+
+@pytest.mark.parametrize("kind", SPLITTING)
+async def test_an_item_that_was_looked_at_must_be_equal(serve: Start, kind: str) -> None:
+    herd = await herds(serve, lambda request: repr(request["item"])[:20], outer=[with_item(SPLITTING[kind])])
+    runs, _ = await herd.meet([A, B])
+    assert (runs, herd.unshared) == (2, {"state: item": 1})
+
+
+@pytest.mark.parametrize("kind", JOINING)
+async def test_an_item_that_is_equal_may_be_shared(serve: Start, kind: str) -> None:
+    herd = await herds(serve, lambda request: str(type(request["item"])), outer=[with_item(JOINING[kind])])
+    for _ in range(2):  # also when it has been learned
+        runs, _ = await herd.meet([A, B])
+        assert (runs, herd.unshared) == (1, {})
+
+
+async def test_an_item_that_was_not_looked_at_may_differ(serve: Start) -> None:
+    herd = await herds(serve, lambda request: "anything", outer=[with_item(agent)])
+    assert (await herd.meet([A, B]))[0] == 1
+
+
+LOOKS_AT_ITEMS: dict[str, Callable[[web.Request], Any]] = {
+    "getitem": lambda request: request["item"],
+    "get": lambda request: request.get("item"),
+    "in": lambda request: "item" in request,
+    "iterating": lambda request: list(request),
+    "items": lambda request: list(request.items()),
+    "len": lambda request: len(request),
+    "pop of a default": lambda request: request.get("other", request.get("item")),
+    "clone": lambda request: request.clone().get("item"),
+}
+
+
+@pytest.mark.parametrize("how", LOOKS_AT_ITEMS)
+async def test_however_an_item_is_looked_at(serve: Start, how: str) -> None:
+    herd = await herds(serve, lambda request: str(LOOKS_AT_ITEMS[how](request)), outer=[with_item(agent)])
+    runs, _ = await herd.meet([A, B])
+    assert runs == 2
+
+
+@pytest.mark.parametrize("how", ["getitem", "get", "in", "iterating", "len"])
+async def test_an_item_that_the_leader_has_not_must_be_absent(serve: Start, how: str) -> None:
+    @web.middleware
+    async def knows_b(request: web.Request, handler: Any) -> web.StreamResponse:
+        if agent(request) == "b":
+            request["item"] = "b"
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    def look(request: web.Request) -> Any:
+        try:
+            return LOOKS_AT_ITEMS[how](request)
+        except KeyError:
+            return None
+
+    herd = await herds(serve, look, outer=[knows_b])
+    runs, _ = await herd.meet([A, B, A])
+    assert (runs, herd.unshared) == (2, {"state: item": 1})
+
+
+WRITES: dict[str, Callable[[web.Request], Any]] = {
+    "set": lambda request: request.__setitem__("new", 1),
+    "replaced": lambda request: request.__setitem__("item", request["item"]),
+    "deleted": lambda request: request.__delitem__("item"),
+    "popped": lambda request: request.pop("item"),
+    "set and deleted": lambda request: (request.__setitem__("new", 1), request.__delitem__("new")),
+    "setdefault": lambda request: request.setdefault("new", 1),
+    "update": lambda request: request.update({"new": 1}),
+    "changed in place": lambda request: request["item"].clear(),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+async def test_a_handler_that_writes_an_item_makes_its_answer_unshared(serve: Start, how: str) -> None:
+    herd = await herds(serve, lambda request: str(WRITES[how](request)), outer=[with_item(lambda request: {"x": 1})])
+    runs, _ = await herd.meet([{}, {}, {}])
+    assert runs == 3
+    ((reason, count),) = herd.unshared.items()
+    assert (reason.split(":")[0], count) == ("state-written", 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda user: user.flashes.clear(),
+        lambda user: setattr(user, "name", "y"),
+        lambda user: setattr(user, "more", "y"),
+    ],
+)
+async def test_an_object_with_equality_that_is_changed_in_place_makes_the_answer_unshared(
+    serve: Start, change: Callable[[User], None]
+) -> None:
+    def flashes(request: web.Request) -> User:
+        # Only one has a message to be shown once; afterwards all are equal.
+        return User("x", ["Saved!"] if agent(request) == "a" else [])
+
+    def answer(request: web.Request) -> str:
+        user = request["item"]
+        text = " ".join(user.flashes)
+        change(user)
+        return text
+
+    herd = await herds(serve, answer, outer=[with_item(flashes)])
+    runs, replies = await herd.meet([A, B])
+    assert (runs, [reply.text for reply in replies]) == (2, ["Saved!", ""])
+
+
+async def test_ignore_state_names_items_that_may_be_looked_at_and_written(serve: Start) -> None:
+    def answer(request: web.Request) -> str:
+        request["timing"] = "x"
+        return str(len(request["item"]))
+
+    herd = await herds(serve, answer, outer=[with_item(agent)], ignore_state=("timing", "item"))
+    assert (await herd.meet([A, B]))[0] == 1
+
+
+@pytest.mark.skipif(not hasattr(web, "RequestKey"), reason="web.RequestKey came with aiohttp 3.14")
+async def test_ignore_state_and_figures_take_request_keys(serve: Start) -> None:
+    key = web.RequestKey("item", str)
+    herd = await herds(serve, lambda request: request[key], outer=[with_item(agent, key)], ignore_state=(key,))
+    assert (await herd.meet([A, B]))[0] == 1
+    herd = await herds(serve, lambda request: request[key], outer=[with_item(agent, key)])
+    assert (await herd.meet([A, B]))[0] == 2
+    assert [reason.endswith("item") for reason in herd.unshared] == [True]
+
+
+# What is learned.
+
+
+async def test_two_herds_in_a_row_on_a_route_that_reads_user_agent(serve: Start) -> None:
+    herd = await herds(serve, agents)
+    runs, replies = await herd.meet([A, B, A, B, A, B])
+    assert (runs, [reply.text for reply in replies]) == (4, ["a", "b"] * 3)  # the first pays for finding out
+    runs, replies = await herd.meet([A, B, A, B, A, B])
+    assert (runs, [reply.text for reply in replies]) == (2, ["a", "b"] * 3)
+    assert [reply.collapsed for reply in replies] == [None] * 2 + ["aiohttp-reduce; fwd=miss; collapsed"] * 4
+
+
+async def test_a_lone_request_teaches_as_well(serve: Start) -> None:
+    herd = await herds(serve, agents)
+    await herd.meet([A])
+    runs, replies = await herd.meet([A, B, A, B])
+    assert (runs, [reply.text for reply in replies]) == (2, ["a", "b", "a", "b"])
+    assert herd.unshared == {}
+
+
+async def test_one_route_does_not_teach_another(serve: Start) -> None:
+    middleware = reduce_middleware()
+    first = await herds(serve, agents, middleware=middleware)
+    await first.meet([A, B])
+    second = await herds(serve, lambda request: "anything", middleware=middleware)
+    assert (await second.meet([A, B]))[0] == 1
+
+
+async def test_items_are_learned_by_what_they_are_at_arrival(serve: Start) -> None:
+    herd = await herds(serve, lambda request: request["item"]["name"], outer=[with_item(SPLITTING["dict"])])
+    await herd.meet([A])
+    runs, replies = await herd.meet([A, B, A, B])
+    assert (runs, [reply.text for reply in replies]) == (2, ["a", "b", "a", "b"])
+    assert herd.unshared == {}
+
+
+async def test_what_is_learned_is_bounded(serve: Start) -> None:
+    def look(request: web.Request) -> str:
+        for number in range(1000):
+            request.headers.get(f"X-{request.query_string}-{number}")
+            request.get(f"{request.query_string}-{number}")
+        return agent(request)
+
+    herd = await herds(serve, look, headers=("Accept",))
+    for number in range(5):
+        await herd.meet([A], f"/?{number}")
+    (route,) = herd.middleware._routes.values()
+    assert len(route.learned) <= MAX_LEARNED
+    assert len(route.learned_items) <= MAX_LEARNED
+    assert len(route.seen) + len(route.seen_items) < 5000
+    runs, replies = await herd.meet([A, B])  # and still compared at the end
+    assert (runs, [reply.text for reply in replies]) == (2, ["a", "b"])
+
+
+# Several doors.
+
+
+async def test_what_is_looked_at_behind_a_further_door_is_seen_at_the_first(serve: Start) -> None:
+    """Two middleware objects, one behind the other: what the inner one's leader reads splits the outer's herd."""
+    inner = reduce_middleware(headers=("Accept",), stats_path=None)
+    herd = await herds(serve, lambda request: f"{agents(request)} {request.remote}", inner=[inner])
+    runs, replies = await herd.meet([A, B, A])
+    assert (runs, [reply.text for reply in replies]) == (2, ["a 127.0.0.1", "b 127.0.0.1", "a 127.0.0.1"])
+
+
+async def test_what_is_read_for_a_follower_of_a_further_door_counts_at_the_first(serve: Start) -> None:
+    """One follows at the inner door and leads at the outer one: its own followers must be as the inner leader."""
+    inner = reduce_middleware(headers=(), stats_path=None)
+    outer = reduce_middleware(headers=("X-Group",))
+    herd = await herds(
+        serve, lambda request: f"{agents(request)} {request.get('item')}", middleware=outer, inner=[inner]
+    )
+    # The first leads at both doors, the second at the outer one alone, and the third follows it there.
+    sent = [await herd.server.send("/", {"X-Group": "1", **A})]
+    await herd.gate.entered(1)
+    sent.append(await herd.server.send("/", {"X-Group": "2", **A}))
+    await eventually(lambda: inner.stats["waiting"] == 1)
+    sent.append(await herd.server.send("/", {"X-Group": "2", **B}))
+    await eventually(lambda: outer.stats["waiting"] == 1)
+    herd.gate.open()
+    assert [(await one.receive()).text for one in sent] == ["a None", "a None", "b None"]
+    assert (inner.stats["reduced"], outer.stats["reduced"]) == (1, 0)
+    assert herd.unshared == {"header: user-agent": 1}
+
+
+async def test_root_and_sub_application_with_one_object(serve: Start) -> None:
+    middleware = reduce_middleware()
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=str(agents(request)))
+
+    sub = web.Application(middlewares=[middleware])
+    sub.router.add_get("/", handler)
+    app = web.Application(middlewares=[middleware])
+    app.add_subapp("/sub", sub)
+    server = await serve(app, middleware=middleware)
+    texts = [(await server.get("/sub/", headers)).text for headers in (A, B, A)]
+    assert texts == ["a", "b", "a"]
+    await eventually(server.nothing_is_left)
