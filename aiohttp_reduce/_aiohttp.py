@@ -68,7 +68,7 @@ def kept_names(in_identity: Callable[[str], bool]) -> frozenset[str]:
     return frozenset([*_SAYS, *[name for name, header in _KEPT.items() if not in_identity(header)]])
 
 
-def lend(request: web.BaseRequest, headers: Any, state: Any, kept: frozenset[str]) -> None:
+def lend(request: web.Request, headers: Any, state: Any, kept: frozenset[str]) -> None:
     """Put stand-ins in the place of the request's headers and mapping; `take_back` puts those back.
 
     `_headers` is behind `headers` and every property that is about one header (3.0), `_state` behind the mapping
@@ -76,7 +76,7 @@ def lend(request: web.BaseRequest, headers: Any, state: Any, kept: frozenset[str
     be looked up anew: what is there at the end was looked up in between.
     """
     headers.under = request._headers
-    headers.noted_names = headers.noted_items = headers.noted_writes = headers.peername = None
+    headers.notes = headers.peername = None
     request._headers = headers
     state.under = request._state
     state.headers = headers

@@ -292,7 +292,9 @@ class _LateRun:
         self._interrupted = False
         self._ended = False
         self._started = follower.settings.clock()
-        self._recorded = RecordedHeaders()
+        self._recorded = recorded = RecordedHeaders()
+        recorded.request = follower.request
+        recorded.flight = flight
         follower.leading = True
         follower.renew()
         if follower.flights:
@@ -327,12 +329,12 @@ class _LateRun:
             flight.abandon(self._generation)
             return None if is_for_the_loop(exception) else elder
         last_call = follower.settings.clock() - self._started > LAST_CALL_AFTER and flight.passes is None
-        learn(follower.route, self._recorded, follower.settings.selection, follower.settings.ignore_state)
+        if self._recorded.notes is not None:
+            learn(follower.route, self._recorded.notes, follower.settings.selection, follower.settings.ignore_state)
         land(
             follower.settings,
             flight,
             self._generation,
-            follower.request,
             self._recorded,
             follower.route.counters,
             result,

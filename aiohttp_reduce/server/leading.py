@@ -92,18 +92,15 @@ def land(
     settings: Settings,
     flight: RequestFlight,
     generation: int,
-    request: web.Request,
-    recorded: RecordedHeaders,
+    run: RecordedHeaders,
     counters: Counters,
     result: Any,
     *,
     raised: bool,
     last_call: bool,
 ) -> None:
-    """End the flight with what the handler returned or raised; `last_call` keeps it open a moment longer.
-
-    `recorded` has what the handler looked at.
-    """
+    """End the flight with what the run's handler returned or raised; `last_call` keeps it open a moment longer."""
+    request = run.request
     outcome: Outcome
     try:
         if raised and not isinstance(result, web.HTTPException):
@@ -111,8 +108,8 @@ def land(
         else:
             has_key = settings.has_key and key_of(flight.key_value) != NO_KEY
             outcome = captured(request, result, raised=raised, rules=settings.rules, has_key=has_key)
-        if recorded.is_noted:
-            outcome.add_reads(Reads(recorded, settings.selection, settings.ignore_state))
+        if run.notes is not None:
+            outcome.add_reads(Reads(run.notes, settings.selection, settings.ignore_state))
     except Exception:
         # A response class that breaks what aiohttp's classes keep: it is not shared, and nobody waits for it.
         logger.exception("cannot capture %r for others; they run by themselves", type(result))

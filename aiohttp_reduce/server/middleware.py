@@ -143,7 +143,7 @@ class ReduceMiddleware:
         target = raw_target if method == "GET" else f"{method} {raw_target}"
         now = self._clock()
         elder = flight = None
-        flights = table.flights
+        flights: dict[Hashable, Any] = table.flights
         alone = target not in flights and (not table.crowds or target not in table.crowds)
         if not alone or table.passes.by_target:
             try:
@@ -178,65 +178,81 @@ class ReduceMiddleware:
             settings.tell("on_executing_for", request, known)
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
-        recorded, state = RecordedHeaders(), RecordedState()
+        run, state = RecordedHeaders(), RecordedState()
+        run.request = request
+        run.opened = now
         # From here to the `try` nothing may fail: nobody would end the flight.
         if flight is not None:
             counters.count_unshared(Unshared.PASS_MARKER)
         elif alone and certificate is None and key_value is None:
-            flight = flights[target] = RequestFlight(table, target, request, now, now + table.max_age)
+            flights[target] = run
         else:
             flight = table.open(target, request, certificate, key_value, known, now, elder)
+        run.flight = flight
         counters.led += 1
-        _aiohttp.lend(request, recorded, state, settings.kept)
+        _aiohttp.lend(request, run, state, settings.kept)
         try:
             response = await handler(request)
         except BaseException as exception:
-            _aiohttp.take_back(request, recorded)
-            self._raised(flight, task, cancelling, request, recorded, known, exception)
-            del flight  # it may hold the exception, which holds this frame
+            _aiohttp.take_back(request, run)
+            self._raised(run.flight or table.meet(target, run), task, cancelling, run, known, exception)
+            del flight, run, state  # the flight may hold the exception, which holds this frame
             raise
         finally:
             counters.ended += 1
-        _aiohttp.take_back(request, recorded)
-        if recorded.noted_names is not None or recorded.noted_items is not None:
-            learn(known, recorded, settings.selection, settings.ignore_state)
+        _aiohttp.take_back(request, run)
+        if run.notes is not None:
+            learn(known, run.notes, settings.selection, settings.ignore_state)
         last_call = self._clock() - now > LAST_CALL_AFTER
-        if not last_call and not flight.waiters and flight.passes is None:
-            if flights.get(target) is flight:
+        flight = run.flight
+        if flight is None and not last_call:
+            if flights.get(target) is run:
                 del flights[target]
-            else:
-                table.remove(flight)
-        elif left(task, cancelling, request, None):
-            flight.abandon(0)
         else:
-            last_call = last_call and flight.passes is None
-            land(settings, flight, 0, request, recorded, counters, response, raised=False, last_call=last_call)
+            self._returned(flight or table.meet(target, run), task, cancelling, run, known, response, last_call)
         if told:
             settings.tell("on_result_for", request, known, response)
         return response
+
+    def _returned(
+        self,
+        flight: RequestFlight,
+        task: "Task[Any]",
+        cancelling: int,
+        run: RecordedHeaders,
+        known: Route,
+        response: Any,
+        last_call: bool,
+    ) -> None:
+        last_call = last_call and flight.passes is None
+        if not last_call and not flight.waiters and flight.passes is None:
+            flight.close()
+        elif left(task, cancelling, run.request, None):
+            flight.abandon(0)
+        else:
+            land(self._settings, flight, 0, run, known.counters, response, raised=False, last_call=last_call)
 
     def _raised(
         self,
         flight: RequestFlight,
         task: "Task[Any]",
         cancelling: int,
-        request: web.Request,
-        recorded: RecordedHeaders,
+        run: RecordedHeaders,
         known: Route,
         exception: BaseException,
     ) -> None:
         settings = self._settings
-        learn(known, recorded, settings.selection, settings.ignore_state)
+        if run.notes is not None:
+            learn(known, run.notes, settings.selection, settings.ignore_state)
         known.counters.errors += is_error(exception)
         last_call = self._clock() - flight.opened > LAST_CALL_AFTER and flight.passes is None
-        if left(task, cancelling, request, exception):
+        if left(task, cancelling, run.request, exception):
             flight.abandon(0)
         elif flight.waiters or last_call or flight.passes is not None:
-            counters = known.counters
-            land(settings, flight, 0, request, recorded, counters, exception, raised=True, last_call=last_call)
+            land(settings, flight, 0, run, known.counters, exception, raised=True, last_call=last_call)
         else:
             flight.close()
-        settings.tell("on_exception_for", request, known, exception)
+        settings.tell("on_exception_for", run.request, known, exception)
 
     def _bypass_reason(
         self, request: web.Request, method: str, headers: MultiMapping[str], known: Route

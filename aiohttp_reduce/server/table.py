@@ -1,8 +1,9 @@
 """The flights of incoming requests in one application: found by target first, by identity only when they meet.
 
 The first flight on a target stands under that target (raw, with the method in front unless it is GET); what it
-shares with a second request is compared when that one comes. Flights of other identities on the same target stand
-under their full identity, so that a lookup is never a scan.
+shares with a second request is compared when that one comes. Until then, a run that has no certificate and no key
+stands there itself, and has no flight. Flights of other identities on the same target stand under their full
+identity, so that a lookup is never a scan.
 """
 
 import math
@@ -18,6 +19,7 @@ from ..async_reduce_core import Flight, FlightTable
 from .identity import REMOTE, Selection
 from .last_call import LastCall
 from .passes import PassMarkers
+from .reads import RecordedHeaders
 from .replay import Outcome
 from .routes import Route
 
@@ -69,6 +71,8 @@ class RequestTable(FlightTable[Outcome]):
     ) -> RequestFlight | None:
         """The latest flight of the request's identity, open or not."""
         first: Any = self.flights.get(target)
+        if type(first) is RecordedHeaders:
+            first = self.meet(target, first)
         if first is not None and self._same(first, target, request, certificate, key_value, route):
             flight: RequestFlight = first
             return flight
@@ -76,6 +80,12 @@ class RequestTable(FlightTable[Outcome]):
             key = self.identity(target, request, certificate, key_value, route)
             return self.flights.get(key)  # type: ignore[return-value]
         return None
+
+    def meet(self, target: str, run: RecordedHeaders) -> RequestFlight:
+        """The flight of a run that stands in the table by itself, from now on in its place."""
+        flight = RequestFlight(self, target, run.request, run.opened, run.opened + self.max_age)
+        self.flights[target] = run.flight = flight
+        return flight
 
     def admits(self, flight: RequestFlight, now: float) -> bool:
         """Whether a request that comes now may join: not too old, and not from before an answered write."""
