@@ -35,6 +35,7 @@ bench: $(VENV)/.bench
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.growth --seconds 60
 	$(BIN)/python -m tests.test_fuzz 0 20000
+	$(BIN)/python -W ignore -m tests.test_foreign_fuzz 0 10000
 
 clean:
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The private names of aiohttp that `_aiohttp.py` touches mean what it takes them for."""
+"""The private names of aiohttp that `_aiohttp` touches mean what it takes them for."""
 
 import asyncio
 from typing import Any

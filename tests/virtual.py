@@ -68,11 +68,12 @@ class Door:
         handler: Callable[[web.Request], Awaitable[Any]],
         *,
         outer: Iterable[Any] = (),
+        inner: Iterable[Any] = (),
     ) -> None:
         self.loop = loop
         self.middleware = middleware
         middleware._clock = middleware._settings.clock = loop.time
-        self.app = web.Application(middlewares=[*outer, middleware])
+        self.app = web.Application(middlewares=[*outer, middleware, *inner])
         self.app.router.add_route("*", "/{tail:.*}", handler)
         self.app._set_loop(loop)
         self.app.freeze()

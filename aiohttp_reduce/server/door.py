@@ -1,0 +1,320 @@
+"""The server's door: what happens to a request between the outer middlewares and its handler.
+
+Three ways lead through it. A request that coalescing does not consider goes straight on. The first of an
+identity leads: its handler runs right here, in its own task, and its outcome goes to all who joined. The
+others follow (`following.py`).
+"""
+
+import inspect
+import logging
+import weakref
+from asyncio import Task, current_task, get_running_loop
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final
+
+from aiohttp import EMPTY_PAYLOAD, hdrs, web
+from aiohttp.typedefs import Handler
+from multidict import MultiMapping
+
+from .. import _aiohttp
+from ..async_reduce_core import typed
+from ..stats import Bypass, Stats, Unshared
+from . import options
+from .following import Follower
+from .last_call import LAST_CALL_AFTER
+from .leading import Keyed, Settings, is_error, land, left
+from .marks import is_marked, never_reduce
+from .reads import RecordedHeaders, RecordedState, learn
+from .routes import Route, Routes
+from .table import RequestFlight, RequestTable
+from .values import MISSING, as_key
+
+logger = logging.getLogger("aiohttp_reduce")
+
+_EVENT_STREAM: Final = "text/event-stream"
+
+Access = Callable[[web.Request], bool | Awaitable[bool]]
+
+
+class ReduceMiddleware:
+    """A middleware object; made by `reduce_middleware()`, which says what its arguments mean.
+
+    It may be used in several applications, on several levels of sub-applications, and in several event loops:
+    none of them share a flight.
+    """
+
+    # What aiohttp looks for in a middleware of the current kind.
+    __middleware_version__ = 1
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        methods: frozenset[str],
+        key: Callable[[web.Request], Hashable] | None,
+        when: Callable[[web.Request], bool] | None,
+        max_age: float,
+        stats_path: str | None,
+        stats_access: Access,
+    ) -> None:
+        self._settings = settings
+        self._methods = methods
+        self._key = key
+        self._when = when
+        self._stats_path = stats_path
+        # What the raw target of every request is compared with; no target is without its slash.
+        self._stats_prefix = "\0" if stats_path is None else stats_path
+        self._stats_access = stats_access
+        routes = Routes()
+        self._enter = routes.enter
+        self._routes = routes.by_id
+        self._stats = Stats(routes.counters)
+
+        self._max_age = max_age
+        self._clock = settings.clock
+        self._tables: dict[int, RequestTable] = {}
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """The figures that `/_reduce/stats` shows, as they are now."""
+        return self._stats.as_dict()
+
+    @never_reduce
+    async def stats_handler(self, request: web.Request) -> web.Response:
+        """Answer with the figures as JSON. Mount it as a route of your own, behind your own access rules."""
+        return web.json_response(self.stats, headers={hdrs.CACHE_CONTROL: "no-store"})
+
+    def forget(self, path: str) -> None:
+        """Let the next request for this path run anew, whatever its query and Host.
+
+        `path` is the decoded path, as in `request.path`. Whoever already waits keeps the old flight.
+        Raises TypeError or ValueError for anything but a path.
+        """
+        if options.path("path", path) is None:
+            raise TypeError("path takes a decoded path such as '/news', got None")
+        self._wrote(path)
+
+    def __repr__(self) -> str:
+        return f"<reduce_middleware methods={sorted(self._methods)} at {id(self):#x}>"
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # This is the path of every request: plain steps in one place, and nothing computed that only two
+        # requests that meet would need (bench "distinct GETs").
+        raw_target, method, headers, payload, tls, route, app = _aiohttp.at_the_door(request)
+        if raw_target.startswith(self._stats_prefix) and await self._is_stats_request(request):
+            return await self.stats_handler(request)
+        known = self._routes.get(id(route))
+        if known is None:
+            known = self._enter(route)
+        if (
+            method not in known.reduced_methods
+            or payload is not EMPTY_PAYLOAD
+            or hdrs.UPGRADE in headers
+            or hdrs.EXPECT in headers
+            or (hdrs.ACCEPT in headers and _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT)).lower())
+            or self._when is not None
+        ):
+            reason = self._bypass_reason(request, method, headers, known)
+            if reason is not None:
+                return await self._bypass(request, handler, known, reason)
+        certificate = None if tls is None else _aiohttp.client_certificate(request)
+        key_value: Hashable = None
+        if self._key is not None:
+            try:
+                key_value = typed(self._key(request))
+                hash(key_value)
+            except Exception:
+                logger.exception("key raised for %r, or gave something unhashable; not reduced", request)
+                return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
+
+        if known.learned_items:
+            mapping = _aiohttp.mapping_of(request)
+            items = tuple([as_key(mapping.get(item, MISSING), request) for item in known.learned_items])
+            key_value = Keyed(key_value, items)
+
+        table = self._tables.get(id(app))
+        if table is None:
+            table = self._make_table(app)
+        target = raw_target if method == "GET" else f"{method} {raw_target}"
+        now = self._clock()
+        elder = flight = None
+        flights: dict[Hashable, Any] = table.flights
+        alone = target not in flights and (not table.crowds or target not in table.crowds)
+        if not alone or table.passes.by_target:
+            try:
+                if target in table.passes.by_target:
+                    flight = table.must_pass(target, request, certificate, key_value, known, now)
+                if flight is None:
+                    elder = table.find(target, request, certificate, key_value, known)
+            except Exception:
+                logger.exception("the value of key cannot be compared for %r; not reduced", request)
+                return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
+            if elder is not None and elder.subject.protocol is request.protocol:
+                if elder.under_way:
+                    # The same request, at the same door again: it would wait for itself.
+                    return await handler(request)
+                # The last call is for others: this client has had its answer, and asks anew.
+                elder.close()
+        counters = known.counters
+        settings = self._settings
+        if settings.late and request.protocol in settings.late:
+            return await handler(request)
+        told = settings.hooks is not None
+        if told:
+            settings.tell("on_apply_for", request, known)
+        if elder is not None and table.admits(elder, now):
+            counters.joined += 1
+            if told:
+                settings.tell("on_reducing_for", request, known)
+            follower = Follower(settings, table, request, handler, known, target, certificate, key_value, now)
+            return await follower.follow(elder)
+
+        if told:
+            settings.tell("on_executing_for", request, known)
+        task: Any = current_task(table.loop)
+        cancelling = task.cancelling()
+        run, state = RecordedHeaders(), RecordedState()
+        run.request = request
+        run.opened = now
+        # From here to the `try` nothing may fail: nobody would end the flight.
+        if flight is not None:
+            counters.count_unshared(Unshared.PASS_MARKER)
+        elif alone and certificate is None and key_value is None:
+            flights[target] = run
+        else:
+            flight = table.open(target, request, certificate, key_value, known, now, elder)
+        run.flight = flight
+        counters.led += 1
+        _aiohttp.lend(request, run, state, settings.kept)
+        try:
+            response = await handler(request)
+        except BaseException as exception:
+            _aiohttp.take_back(request, run)
+            self._raised(run.flight or table.meet(target, run), task, cancelling, run, known, exception)
+            del flight, run, state  # the flight may hold the exception, which holds this frame
+            raise
+        finally:
+            counters.ended += 1
+        _aiohttp.take_back(request, run)
+        if run.notes is not None:
+            learn(known, run.notes, settings.selection, settings.ignore_state)
+        last_call = self._clock() - now > LAST_CALL_AFTER
+        flight = run.flight
+        if flight is None and not last_call:
+            if flights.get(target) is run:
+                del flights[target]
+        else:
+            self._returned(flight or table.meet(target, run), task, cancelling, run, known, response, last_call)
+        if told:
+            settings.tell("on_result_for", request, known, response)
+        return response
+
+    def _returned(
+        self,
+        flight: RequestFlight,
+        task: "Task[Any]",
+        cancelling: int,
+        run: RecordedHeaders,
+        known: Route,
+        response: Any,
+        last_call: bool,
+    ) -> None:
+        last_call = last_call and flight.passes is None
+        if not last_call and not flight.waiters and flight.passes is None:
+            flight.close()
+        elif left(task, cancelling, run.request, None):
+            flight.abandon(0)
+        else:
+            land(self._settings, flight, 0, run, known.counters, response, raised=False, last_call=last_call)
+
+    def _raised(
+        self,
+        flight: RequestFlight,
+        task: "Task[Any]",
+        cancelling: int,
+        run: RecordedHeaders,
+        known: Route,
+        exception: BaseException,
+    ) -> None:
+        settings = self._settings
+        if run.notes is not None:
+            learn(known, run.notes, settings.selection, settings.ignore_state)
+        known.counters.errors += is_error(exception)
+        last_call = self._clock() - flight.opened > LAST_CALL_AFTER and flight.passes is None
+        if left(task, cancelling, run.request, exception):
+            flight.abandon(0)
+        elif flight.waiters or last_call or flight.passes is not None:
+            land(settings, flight, 0, run, known.counters, exception, raised=True, last_call=last_call)
+        else:
+            flight.close()
+        settings.tell("on_exception_for", run.request, known, exception)
+
+    def _bypass_reason(
+        self, request: web.Request, method: str, headers: MultiMapping[str], known: Route
+    ) -> Bypass | None:
+        if method not in self._methods:
+            return Bypass.METHOD
+        if method not in known.reduced_methods:
+            if is_marked(request.match_info.handler, method):
+                return Bypass.NEVER_REDUCE
+            known.reduced_methods.add(method)
+        if "websocket" in headers.get(hdrs.UPGRADE, "").lower():
+            return Bypass.WEBSOCKET
+        if hdrs.EXPECT in headers:
+            return Bypass.EXPECT
+        if request.body_exists:
+            return Bypass.BODY
+        if _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT, ())).lower():
+            return Bypass.EVENT_STREAM
+        if self._when is not None:
+            try:
+                if not self._when(request):
+                    return Bypass.WHEN
+            except Exception:
+                logger.exception("when raised for %r; not reduced", request)
+                return Bypass.WHEN_ERROR
+        return None
+
+    async def _bypass(self, request: web.Request, handler: Handler, known: Route, reason: Bypass) -> web.StreamResponse:
+        known.counters.count_bypass(reason)
+        if request.method not in options.SAFE_METHODS and request.match_info.http_exception is None:
+            self._watch_write(request)
+        return await handler(request)
+
+    def _make_table(self, app: web.Application) -> RequestTable:
+        """The table of an application, and with it of its loop; those of dead loops and applications go."""
+        tables = self._tables
+        for key, table in list(tables.items()):
+            if table.loop.is_closed():
+                tables.pop(key, None)
+        key = id(app)
+        settings = self._settings
+        table = RequestTable(get_running_loop(), self._clock, settings.selection, self._max_age)
+        tables[key] = table
+        weakref.finalize(app, tables.pop, key, None).atexit = False
+        return table
+
+    async def _is_stats_request(self, request: web.Request) -> bool:
+        if request.method not in {"GET", "HEAD"} or request.raw_path.split("?", 1)[0] != self._stats_path:
+            return False
+        try:
+            allowed = self._stats_access(request)
+            return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+        except Exception:
+            logger.exception("stats_access raised for %r; refused", request)
+            return False
+
+    def _watch_write(self, request: web.Request) -> None:
+        """Close the path's flights when an unsafe request is answered, unless it is refused (4xx)."""
+        path = request.path
+
+        def answered(status: int) -> None:
+            if not 400 <= status < 500:
+                self._wrote(path)
+
+        _aiohttp.before_answer(request, answered)
+
+    def _wrote(self, path: str) -> None:
+        now = self._settings.clock()
+        for table in list(self._tables.values()):
+            table.wrote(path, now)

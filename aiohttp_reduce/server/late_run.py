@@ -1,0 +1,97 @@
+"""The run of a handler for one who had waited first."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from .. import _aiohttp
+from .last_call import LAST_CALL_AFTER
+from .leading import is_for_the_loop, land, left
+from .reads import RecordedHeaders, RecordedState, learn
+from .replay import Outcome
+from .table import RequestFlight
+
+if TYPE_CHECKING:
+    from .following import Follower
+
+
+class LateRun:
+    """The run of one who waited first, and who may still be answered by an elder flight."""
+
+    __slots__ = (
+        "_cancelling",
+        "_ended",
+        "_flight",
+        "_follower",
+        "_generation",
+        "_interrupted",
+        "_recorded",
+        "_started",
+        "_task",
+    )
+
+    def __init__(self, follower: Follower, flight: RequestFlight, generation: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._follower = follower
+        self._flight = flight
+        self._generation = generation
+        self._interrupted = False
+        self._ended = False
+        self._started = follower.settings.clock()
+        self._recorded = recorded = RecordedHeaders()
+        recorded.request = follower.request
+        recorded.flight = flight
+        follower.leading = True
+        follower.renew()
+        if follower.flights:
+            follower.future.add_done_callback(self._interrupt)
+
+    async def watched(self, handler: Handler) -> web.StreamResponse:
+        """Run the handler, and note what it looks at."""
+        request = self._follower.request
+        _aiohttp.lend(request, self._recorded, RecordedState(), self._follower.settings.kept)
+        try:
+            return await handler(request)
+        finally:
+            _aiohttp.take_back(request, self._recorded)
+
+    def _interrupt(self, future: asyncio.Future[Any]) -> None:
+        # A callback that is already scheduled cannot be removed: it may come after the handler's end.
+        if not self._ended and future.result().refuses(self._follower) is None:
+            self._interrupted = True
+            self._task.cancel()
+
+    def end(self, result: Any, *, raised: bool) -> Outcome | None:
+        """End the flight by what the handler did. The outcome to answer with instead, if an elder one came."""
+        follower, flight = self._follower, self._flight
+        self._ended = True
+        follower.future.remove_done_callback(self._interrupt)
+        elder: Any = follower.future.result() if self._interrupted else None
+        follower.leave()
+        if elder is not None and self._task.uncancel() > self._cancelling:
+            elder = None  # cancelled from outside as well
+        exception = result if raised else None
+        if elder is not None or left(self._task, self._cancelling, follower.request, exception):
+            flight.abandon(self._generation)
+            return None if is_for_the_loop(exception) else elder
+        last_call = follower.settings.clock() - self._started > LAST_CALL_AFTER and flight.passes is None
+        if self._recorded.notes is not None:
+            learn(follower.route, self._recorded.notes, follower.settings.selection, follower.settings.ignore_state)
+        land(
+            follower.settings,
+            flight,
+            self._generation,
+            self._recorded,
+            follower.route.counters,
+            result,
+            raised=raised,
+            last_call=last_call,
+        )
+        return None
