@@ -75,7 +75,11 @@ def restrictions(lines: Sequence[str]) -> set[str]:
     has; and every word of a member whose quotes or spaces are not where they belong.
     """
     words: set[str] = set()
-    for member in list_members(lines):
+    members = list_members(lines)
+    if len(lines) > 1:
+        # A quote that is open in one line and closed in another hides what is between them.
+        members += [member for line in lines for member in list_members([line])]
+    for member in members:
         name, _, argument = member.partition("=")
         if _TOKEN.match(name) is not None and _is_argument(argument):
             words.add(name.lower().strip("'"))

@@ -99,6 +99,21 @@ async def test_row_private_with_credentials_in_the_identity(serve: Start) -> Non
     assert await verdict_on(serve, private, WITH_SESSION) is None
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Cookie": ";"},
+        {"Cookie": ","},
+        {"Cookie": "_ga=1;;"},
+        {"Cookie": "_ga=1; _gid=2; session="},
+        {"Authorization": ""},
+        [("Cookie", "_ga=1"), ("Cookie", "_ga=2")],
+    ],
+)
+async def test_row_private_with_what_is_no_credential(serve: Start, headers: Any) -> None:
+    assert await verdict_on(serve, {"Cache-Control": "private"}, [headers] * 3) == "private"
+
+
 async def test_row_private_with_credentials_that_are_not_selected(serve: Start) -> None:
     private = {"Cache-Control": "private, must-revalidate"}
     assert await verdict_on(serve, private, AUTHORIZED, headers=("Accept",)) == "private"
@@ -396,6 +411,8 @@ def test_list_members_by_rfc_9110(lines: list[str], members: list[str]) -> None:
         (["'no-store'"], True),
         (["no-store\t"], True),
         (["max-age = no-store"], True),
+        (['x="a', 'no-store"'], True),
+        (['x="a, no-store', 'b"'], True),
         (['ext="no-store"'], False),
         (['ext="a\\", no-store, \\""'], False),
         (["x-no-store"], False),

@@ -61,9 +61,13 @@ def _forget_looked_up(request: web.BaseRequest, headers: Any, kept: frozenset[st
     cache = request._cache
     for name in kept.intersection(cache):
         value = cache.pop(name)
-        if name in _SAYS and type(headers.under) is type(headers):
-            # Looked up between two doors: the one further out has to know.
-            headers.under.note(_SAYS[name])
+        outer = headers.under
+        while type(outer) is type(headers):
+            # The doors further out count what is there, and have to know what was looked up between two of them.
+            outer.looked_up -= 1
+            if name in _SAYS:
+                outer.note(_SAYS[name])
+            outer = outer.under
         if name == "remote" and value != remote_of(request):
             # Set by a `clone()`. It would be found by itself where `remote` looks for the address (3.0).
             if type(value) is str:
@@ -76,11 +80,14 @@ def _forget_looked_up(request: web.BaseRequest, headers: Any, kept: frozenset[st
 
 def take_back(request: web.BaseRequest, headers: Any) -> None:
     """Put back what `lend` took away, and note what was looked up otherwise than in the headers."""
-    request._headers = under = headers.under
-    state: Any = request._state
-    request._state = state.under
     cache = request._cache
-    cache["headers"] = under
+    under = headers.under
+    if request._headers is headers:
+        request._headers = cache["headers"] = under
+        state: Any = request._state
+        request._state = state.under
+    else:
+        _unlink(request, headers)
     if len(cache) != headers.looked_up:
         for name in _SAYS.keys() & cache.keys():
             headers.note(_SAYS[name])
@@ -89,6 +96,23 @@ def take_back(request: web.BaseRequest, headers: Any) -> None:
     if headers.peername is not None:
         cache["remote"] = remote_of(request)
         (request._transport_peername,) = headers.peername
+
+
+def _unlink(request: web.BaseRequest, headers: Any) -> None:
+    """Take stand-ins out from under others: this run ends before one that was begun after it.
+
+    So it is where an outer middleware runs one request twice at once, or an inner one leaves a task behind.
+    """
+    upper: Any = request._headers
+    while type(upper) is type(headers) and upper.under is not headers:
+        upper = upper.under
+    if type(upper) is type(headers):
+        upper.under = headers.under
+    upper = request._state
+    while type(upper.under) is type(upper) and upper.under.headers is not headers:
+        upper = upper.under
+    if type(upper.under) is type(upper):
+        upper.under = upper.under.under
 
 
 def lent(request: web.BaseRequest) -> tuple[Any, Any]:

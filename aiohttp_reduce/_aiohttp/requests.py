@@ -40,7 +40,7 @@ def host_of(request: web.BaseRequest) -> Any:
     3.12 asks `socket.getfqdn()` there, which blocks the loop and is the same for all; `_transport_sockname` is
     3.14's.
     """
-    if "host" in request._cache or hdrs.HOST in request.headers:
+    if "host" in request._cache or hdrs.HOST in request._message.headers:
         return request.host
     return getattr(request, "_transport_sockname", None)
 
@@ -139,6 +139,12 @@ def before_answer(request: web.BaseRequest, callback: Callable[[int], None]) -> 
         await original_eof(*args, **kwargs)
 
     writer.__dict__.update(write_headers=write_headers, write=write, write_eof=write_eof)
+
+
+def own_attributes(request: web.BaseRequest) -> dict[str, Any]:
+    """The attributes that an application gave the request object; `ATTRS` (3.0) are aiohttp's."""
+    attributes = vars(request)
+    return {name: attributes[name] for name in attributes.keys() - type(request).ATTRS}
 
 
 def remote_of(request: web.BaseRequest) -> str | None:

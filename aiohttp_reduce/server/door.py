@@ -24,7 +24,7 @@ from .following import Follower
 from .last_call import LAST_CALL_AFTER
 from .leading import Keyed, Settings, is_error, land, left
 from .marks import is_marked, never_reduce
-from .reads import RecordedHeaders, RecordedState, learn
+from .reads import RecordedHeaders, RecordedState
 from .routes import Route, Routes
 from .table import RequestFlight, RequestTable
 from .values import MISSING, as_key
@@ -127,7 +127,7 @@ class ReduceMiddleware:
                 logger.exception("key raised for %r, or gave something unhashable; not reduced", request)
                 return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
 
-        if known.learned_items:
+        if known.learned_items and known.remembers(self._clock()):
             mapping = _aiohttp.mapping_of(request)
             items = tuple([as_key(mapping.get(item, MISSING), request) for item in known.learned_items])
             key_value = Keyed(key_value, items)
@@ -196,8 +196,6 @@ class ReduceMiddleware:
         finally:
             counters.ended += 1
         _aiohttp.take_back(request, run)
-        if run.notes is not None:
-            learn(known, run.notes, settings.selection, settings.ignore_state)
         last_call = self._clock() - now > LAST_CALL_AFTER
         flight = run.flight
         if flight is None and not last_call:
@@ -237,8 +235,6 @@ class ReduceMiddleware:
         exception: BaseException,
     ) -> None:
         settings = self._settings
-        if run.notes is not None:
-            learn(known, run.notes, settings.selection, settings.ignore_state)
         known.counters.errors += is_error(exception)
         last_call = self._clock() - flight.opened > LAST_CALL_AFTER and flight.passes is None
         if left(task, cancelling, run.request, exception):

@@ -123,7 +123,9 @@ class Follower(Waiter[Outcome]):
         if outcome.for_nobody_else:
             self.passes = self._set_pass_marker(outcome)
         elif reason is Unshared.VARY and name is not None:
-            self.route.learn((name,))
+            self.route.learn((name,), (), self.settings.clock())
+        elif outcome.reads is not None:
+            self.route.learn(*outcome.reads.to_learn(), self.settings.clock())
 
     def _set_pass_marker(self, outcome: Outcome) -> tuple[str, Hashable]:
         """Let those who come next not wait for what nobody may share; once for each outcome."""

@@ -104,10 +104,12 @@ class Selection:
     def has_credentials(self, request: web.BaseRequest) -> bool:
         """Whether the identity of this request holds credentials: Authorization, or a cookie that counts."""
         headers = _aiohttp.received_headers(request)
-        if hdrs.AUTHORIZATION in headers and self.selects("authorization"):
+        if self.selects("authorization") and any(line.strip() for line in headers.getall(hdrs.AUTHORIZATION, ())):
             return True
-        lines = [line.encode("utf-8", "surrogateescape") for line in headers.getall(hdrs.COOKIE, ())]
-        return bool(lines) and self.selects(_COOKIE) and bool(self._cookies(lines))
+        if not self.selects(_COOKIE):
+            return False
+        pairs = [pair.partition("=") for line in headers.getall(hdrs.COOKIE, ()) for pair in line.split(";")]
+        return any(value.strip() and name.strip() not in self._ignore_cookies for name, _, value in pairs)
 
     def headers_of(self, request: web.BaseRequest) -> Hashable:
         """The selected headers with all their values, sorted by name; the lines of one name stay in order."""

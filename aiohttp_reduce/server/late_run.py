@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from .. import _aiohttp
 from .last_call import LAST_CALL_AFTER
 from .leading import is_for_the_loop, land, left
-from .reads import RecordedHeaders, RecordedState, learn
+from .reads import RecordedHeaders, RecordedState
 from .replay import Outcome
 from .table import RequestFlight
 
@@ -82,8 +82,6 @@ class LateRun:
             flight.abandon(self._generation)
             return None if is_for_the_loop(exception) else elder
         last_call = follower.settings.clock() - self._started > LAST_CALL_AFTER and flight.passes is None
-        if self._recorded.notes is not None:
-            learn(follower.route, self._recorded.notes, follower.settings.selection, follower.settings.ignore_state)
         land(
             follower.settings,
             flight,

@@ -18,7 +18,7 @@ from ..async_reduce_core.hooks import guarded
 from ..policy import Verdict
 from ..stats import Counters, Unshared
 from .identity import Selection
-from .reads import Reads, RecordedHeaders
+from .reads import Notes, Reads, RecordedHeaders
 from .replay import Failure, Outcome, Rules, Share, captured
 from .routes import Route
 from .table import RequestFlight
@@ -108,8 +108,10 @@ def land(
         else:
             has_key = settings.has_key and key_of(flight.key_value) != NO_KEY
             outcome = captured(request, result, raised=raised, rules=settings.rules, has_key=has_key)
-        if run.notes is not None:
-            outcome.add_reads(Reads(run.notes, settings.selection, settings.ignore_state))
+        attributes = _aiohttp.own_attributes(request)
+        if run.notes is not None or attributes:
+            notes = run.notes or Notes()
+            outcome.add_reads(Reads(notes, request, attributes, settings.selection, settings.ignore_state))
     except Exception:
         # A response class that breaks what aiohttp's classes keep: it is not shared, and nobody waits for it.
         logger.exception("cannot capture %r for others; they run by themselves", type(result))

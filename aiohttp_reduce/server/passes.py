@@ -13,12 +13,16 @@ _MAX_MARKERS: Final = 1_000
 
 
 class PassMarkers:
-    """The markers of one table, by target and full identity."""
+    """The markers of one table, by target and full identity.
+
+    Only the hash of an identity is kept, so that nothing in it is kept alive: if another one has the same, its
+    requests run in parallel for a moment.
+    """
 
     __slots__ = ("_count", "by_target")
 
     def __init__(self) -> None:
-        self.by_target: dict[str, dict[Hashable, float]] = {}
+        self.by_target: dict[str, dict[int, float]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -30,12 +34,12 @@ class PassMarkers:
             oldest = next(iter(self.by_target))
             self._count -= len(self.by_target.pop(oldest))
         markers = self.by_target.setdefault(target, {})
-        self._count += identity not in markers
-        markers[identity] = now + _HOLDS
+        self._count += hash(identity) not in markers
+        markers[hash(identity)] = now + _HOLDS
 
     def holds(self, target: str, identity: Hashable, now: float) -> bool:
         """Whether the identity is remembered, and not for too long."""
-        until = self.by_target.get(target, {}).get(identity)
+        until = self.by_target.get(target, {}).get(hash(identity))
         if until is None:
             return False
         if now < until:
@@ -46,7 +50,7 @@ class PassMarkers:
     def delete(self, target: str, identity: Hashable) -> None:
         """Forget the identity."""
         markers = self.by_target.get(target)
-        if markers is not None and markers.pop(identity, None) is not None:
+        if markers is not None and markers.pop(hash(identity), None) is not None:
             self._count -= 1
             if not markers:
                 del self.by_target[target]

@@ -13,8 +13,7 @@ from multidict import CIMultiDictProxy, MultiMapping
 from .. import _aiohttp
 from ..stats import Unshared
 from .identity import EVERYTHING, REMOTE, TRACING, Selection
-from .routes import Route
-from .values import MISSING, as_it_is, is_same
+from .values import MISSING, frozen, is_same
 
 
 class Notes:
@@ -43,7 +42,7 @@ class RecordedHeaders:
     is None as long as nothing was looked at.
     """
 
-    __slots__ = ("flight", "looked_up", "notes", "opened", "peername", "request", "under")
+    __slots__ = ("__weakref__", "flight", "looked_up", "notes", "opened", "peername", "request", "under")
 
     request: web.Request
     opened: float
@@ -65,17 +64,17 @@ class RecordedHeaders:
             notes = self.notes = Notes()
         return notes
 
-    def note(self, name: str) -> None:
+    def note(self, name: object) -> None:
         """Note that a header, `EVERYTHING` or `REMOTE` was looked at."""
-        self.taking_notes().names.add(name)
+        if isinstance(name, str):
+            self.taking_notes().names.add(name)
 
     def __getitem__(self, name: str) -> Any:
         self.note(name)
         return self.under[name]
 
     def __contains__(self, name: object) -> bool:
-        if isinstance(name, str):
-            self.note(name)
+        self.note(name)
         return name in self.under
 
     def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
@@ -103,7 +102,7 @@ class RecordedHeaders:
 
     def __eq__(self, other: object) -> bool:
         self.note(EVERYTHING)
-        return bool(self.under == other)
+        return bool(self.under == (other.under if type(other) is RecordedHeaders else other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -138,7 +137,7 @@ class RecordedState(MutableMapping[Hashable, Any]):
         value = self.under.get(key, MISSING)
         noted = self.headers.taking_notes().items
         if key not in noted:
-            noted[key] = (value, as_it_is(value))
+            noted[key] = (value, frozen(value, self.headers.request))
         if value is MISSING:
             raise KeyError(key)
         return value
@@ -196,28 +195,33 @@ class Reads:
 
     `names` are header names in lower case, with `EVERYTHING` and `REMOTE`, all of them; `compared` those of
     them in which a follower may differ. `changed` is the item that the handler set, deleted or changed, if any.
+    `attributes` are those that somebody gave the request object: nobody can tell whether they were looked at.
     """
 
-    __slots__ = ("changed", "compared", "items", "names", "selection")
+    __slots__ = ("attributes", "changed", "compared", "ignore_state", "items", "names", "selection")
 
-    def __init__(self, notes: Notes, selection: Selection, ignore_state: frozenset[Hashable]) -> None:
+    def __init__(
+        self,
+        notes: Notes,
+        leader: web.Request,
+        attributes: dict[str, Any],
+        selection: Selection,
+        ignore_state: frozenset[Hashable],
+    ) -> None:
         names = {name.lower() for name in notes.names}
         self.names = frozenset(name for name in names if name not in TRACING)
         self.compared = tuple(sorted(name for name in self.names if not selection.holds_all_of(name)))
         self.selection = selection
-        self.items = {key: value for key, (value, _) in notes.items.items() if key not in ignore_state}
-        self.changed: str | None = None
-        for key in notes.written:
-            if key not in ignore_state:
-                self.changed = shown(key)
-                return
-        for key, (value, was) in notes.items.items():
-            if key not in ignore_state and as_it_is(value) != was:
-                self.changed = shown(key)
-                return
+        self.ignore_state = ignore_state
+        self.attributes = {name: (value, frozen(value, leader)) for name, value in attributes.items()}
+        self.items = {key: item for key, item in notes.items.items() if key not in ignore_state}
+        written = (key for key in notes.written if key not in ignore_state)
+        changed = (key for key, (value, was) in self.items.items() if frozen(value, leader) != was)
+        key = next(written, next(changed, None))
+        self.changed = None if key is None else shown(key)
 
     def refuses(
-        self, leader: web.Request, follower: web.Request, mapping: Mapping[Any, Any]
+        self, leader: web.Request, follower: web.Request, mapping: dict[Any, Any]
     ) -> tuple[Unshared, str | None] | None:
         """In what a follower with this request mapping differs from the leader, if in anything that counts."""
         for name in self.compared:
@@ -230,13 +234,16 @@ class Reads:
                     return Unshared.HEADER, different
             elif not same_lines(name, leader, follower):
                 return Unshared.HEADER, name
-        for key, value in self.items.items():
-            if key is ALL_ITEMS:
-                if extra := mapping.keys() - self.items.keys():
-                    return Unshared.STATE, shown(next(iter(extra)))
-            elif not is_same(value, mapping.get(key, MISSING), leader, follower):
-                return Unshared.STATE, shown(key)
-        return None
+        key = _difference(self.items, mapping, leader, follower)
+        if key is None and ALL_ITEMS in self.items:
+            key = next(iter(mapping.keys() - self.items.keys() - self.ignore_state), None)
+        if key is None and self.attributes:
+            key = _difference(self.attributes, _aiohttp.own_attributes(follower), leader, follower)
+        return None if key is None else (Unshared.STATE, shown(key))
+
+    def to_learn(self) -> tuple[tuple[str, ...], list[Hashable]]:
+        """The headers, and the items of the request mapping, that should be in the identity from the start."""
+        return self.compared, [key for key in self.items if key is not ALL_ITEMS]
 
     def pass_on(self, request: web.Request) -> None:
         """Note on the request of a follower what was looked at for it, if it leads at a door further out."""
@@ -251,6 +258,16 @@ class Reads:
                     state.get(key)
 
 
+def _difference(
+    items: Mapping[Any, tuple[Any, Any]], others: Mapping[Any, Any], leader: web.Request, follower: web.Request
+) -> Any:
+    """The first of the leader's items that is another one among the follower's; None if there is none."""
+    for key, (value, was) in items.items():
+        if not is_same(was, value, leader, others.get(key, MISSING), follower):
+            return key
+    return None
+
+
 def same_lines(name: str, one: web.BaseRequest, other: web.BaseRequest) -> bool:
     """Whether two requests agree in all lines of a header."""
     mine, others = _aiohttp.received_headers(one), _aiohttp.received_headers(other)
@@ -261,15 +278,3 @@ def shown(key: Hashable) -> str:
     """The name of an item of the request mapping."""
     name = getattr(key, "_name", key)  # of a web.RequestKey
     return str(name)
-
-
-def learn(route: Route, notes: Notes, selection: Selection, ignore_state: frozenset[Hashable]) -> None:
-    """Let what a handler looked at join the identity of the route's later requests."""
-    names, items = notes.names, notes.items
-    if not names <= route.seen:
-        new = {name.lower() for name in names}
-        route.learn(name for name in sorted(new) if name not in TRACING and not selection.holds_all_of(name))
-        route.remember(names, ())
-    if not items.keys() <= route.seen_items:
-        route.learn_items(key for key in items if key not in ignore_state and key is not ALL_ITEMS)
-        route.remember((), items)

@@ -73,7 +73,7 @@ class Outcome:
         """What the handler had looked at when it ended."""
         if reads.changed is not None and self.verdict.reason is None:
             self.verdict = Verdict(Unshared.STATE_WRITTEN, reads.changed)
-        if reads.names or reads.items:
+        if reads.names or reads.items or reads.attributes:
             self.reads = reads
 
     def refuses(self, asker: Asker) -> tuple[Unshared, str | None] | None:

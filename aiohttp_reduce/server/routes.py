@@ -13,19 +13,21 @@ MAX_ROUTES: Final = 1_000
 UNROUTED_NAME: Final = "(unrouted)"
 # So many names of each kind are learned for one route; a handler that makes up names has no end of them.
 MAX_LEARNED: Final = 32
-# So many spellings are remembered as known, so that they need not be looked at again.
-_MAX_SEEN: Final = 256
+# Seconds for which they are remembered after they split a herd, so that one odd request, on which a handler looked
+# at more than it usually does, does not keep herds apart for ever.
+REMEMBERED_FOR: Final = 60.0
 
 
 class Route:
     """What is known of one route.
 
     `reduced_methods` are its methods that may be reduced. `learned` are the request headers, in lower case,
-    that its handlers (or their answers' Vary) were seen to look at although the identity does not hold them:
-    they join the identity of its later requests. So do the items of the request mapping in `learned_items`.
+    by which herds were split because its handlers looked at them, or its answers' Vary names them, although the
+    identity does not hold them: they join the identity of its later requests. So do the items of the request
+    mapping in `learned_items`.
     """
 
-    __slots__ = ("counters", "learned", "learned_items", "name", "reduced_methods", "reference", "seen", "seen_items")
+    __slots__ = ("counters", "learned", "learned_items", "name", "reduced_methods", "reference", "until")
 
     def __init__(self, name: str, counters: Counters, reference: Any) -> None:
         self.name = name
@@ -34,22 +36,22 @@ class Route:
         self.reference = reference
         self.learned: tuple[str, ...] = ()
         self.learned_items: tuple[Hashable, ...] = ()
-        self.seen: set[str] = set()
-        self.seen_items: set[Hashable] = set()
+        self.until = 0.0
 
-    def learn(self, names: Iterable[str]) -> None:
-        """Let these headers join the identity of the route's later requests."""
+    def learn(self, names: Iterable[str], keys: Iterable[Hashable], now: float) -> None:
+        """Let these headers and items of the request mapping join the identity of the route's later requests."""
+        self.remembers(now)
+        if not (self.learned or self.learned_items):
+            self.until = now + REMEMBERED_FOR
         self.learned = _grown(self.learned, names)
-
-    def learn_items(self, keys: Iterable[Hashable]) -> None:
-        """Let these items of the request mapping join the identity of the route's later requests."""
         self.learned_items = _grown(self.learned_items, keys)
 
-    def remember(self, names: Iterable[str], keys: Iterable[Hashable]) -> None:
-        """What was looked at, whether it had to be learned or not."""
-        for seen, new in ((self.seen, names), (self.seen_items, keys)):
-            if len(seen) < _MAX_SEEN:
-                seen.update(new)  # type: ignore[arg-type]
+    def remembers(self, now: float) -> bool:
+        """Whether what was learned still holds; otherwise it is forgotten."""
+        if now < self.until:
+            return True
+        self.learned = self.learned_items = ()
+        return False
 
 
 def _grown(known: tuple[Any, ...], new: Iterable[Any]) -> tuple[Any, ...]:

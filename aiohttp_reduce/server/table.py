@@ -184,7 +184,8 @@ class RequestTable(FlightTable[Outcome]):
         if flight.certificate != certificate or flight.key_value != key_value:
             return False
         if _aiohttp.same_head(leader, request):
-            return REMOTE not in route.learned or _aiohttp.remote_of(leader) == _aiohttp.remote_of(request)
+            learned = route.learned and route.remembers(self.clock()) and route.learned
+            return not learned or REMOTE not in learned or _aiohttp.remote_of(leader) == _aiohttp.remote_of(request)
         if flight.identity is None:
             flight.identity = self.identity(target, leader, flight.certificate, flight.key_value, route)
         return flight.identity == self.identity(target, request, certificate, key_value, route)
@@ -193,7 +194,7 @@ class RequestTable(FlightTable[Outcome]):
         self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, route: Route
     ) -> Hashable:
         """All that has to be equal for two requests to wait together; `route` knows what its handlers look at."""
-        learned = route.learned
+        learned = route.learned if route.learned and route.remembers(self.clock()) else ()
         return (
             target,
             _aiohttp.route_of(request),

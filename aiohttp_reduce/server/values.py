@@ -1,27 +1,37 @@
-"""Values in a request's mapping: whether two requests have the same, and whether a handler changed one.
+"""Values in a request's mapping, frozen: what they are now, to be compared with another request's, or with later.
 
-Values are equal if they are of one type and `==`, the parts of a container one by one. Of a value whose type
-defines no equality (a connection, a session) only the type is compared; singletons (None, members of an
-enumeration, classes, functions) are compared by identity.
+Values are the same if they are of one type and equal, the parts of a container and the attributes of an object one
+by one. Of a value whose type defines no equality (a connection, a session) only the type counts; singletons (None,
+members of an enumeration, classes, functions) and what cannot be looked through are the same as themselves alone.
+Nothing here asks an object for what it would have to compute (`__class__`, `__getattr__`, properties).
 """
 
 import enum
+import functools
 import types
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from pathlib import PurePath
 from typing import Any, Final
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
+from yarl import URL
 
-# A value is looked through as far as so many others in it (m: 0.3 us each); what is larger only equals itself.
+# A value is looked through as far as so many others in it (m: 0.3 us each); what is larger is only itself.
 _MAX_PARTS: Final = 256
+_MAX_BYTES: Final = 65_536
 
 _ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
 _SINGLETONS: Final = (enum.Enum, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
-_MULTIDICTS: Final = (MultiDict, CIMultiDict, MultiDictProxy, CIMultiDictProxy)
 # They define equality as being the same object.
 _OF_AIOHTTP: Final = (web.BaseRequest, web.Application, web.StreamResponse)
+_SEQUENCES: Final = (list, tuple, deque)
+_SETS: Final = (set, frozenset)
+_MULTIDICTS: Final = frozenset({MultiDict, CIMultiDict, MultiDictProxy, CIMultiDictProxy})
+_CONTAINERS: Final = (dict, *_SEQUENCES, *_SETS, bytearray)
+# They never change, but keep what they have computed in attributes.
+_IMMUTABLE: Final = (URL, PurePath)
 
 
 class _Missing:
@@ -39,7 +49,7 @@ class _TooLarge(Exception):
 
 
 class _Leaf:
-    """A value that is equal to another of the same type that equals it."""
+    """A value that is the same as another of its type that equals it; as long as none of them changes."""
 
     __slots__ = ("value",)
 
@@ -47,20 +57,19 @@ class _Leaf:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        assert isinstance(other, _Leaf)
-        mine, others = self.value, other.value
-        return mine is others or (type(mine) is type(others) and bool(mine == others))
+        return isinstance(other, _Leaf) and _equal(self.value, other.value)
 
     def __hash__(self) -> int:
         return hash(self.value)
 
 
-class _Itself(_Leaf):
-    """A value that is equal to itself alone."""
+class _Itself:
+    """A value that is the same as itself alone."""
 
-    __slots__ = ()
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Itself) and self.value is other.value
@@ -69,65 +78,64 @@ class _Itself(_Leaf):
         return id(self.value)
 
 
-def is_same(one: Any, other: Any, leader: web.BaseRequest, follower: web.BaseRequest) -> bool:
-    """Whether the leader's item is the follower's; each one's request, where it stands inside, counts as equal.
+def frozen(value: Any, request: web.BaseRequest) -> Any:
+    """What a value is now: equal to what this gives for the same value of another request, or later.
 
-    False where that cannot be told.
+    The request that a value belongs to counts as equal where it stands within it.
     """
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if not _has_equality(one):
-        return True
+    cls = type(value)
+    if cls in _ATOMS:
+        return cls, value
+    if not _has_equality(cls):
+        return (cls,)
     try:
-        return bool(_parts(one, leader) == _parts(other, follower))
-    except Exception:
-        return False
-
-
-def as_it_is(value: Any) -> Any:
-    """Something that will not equal what this gives later, if the value was changed in place in between."""
-    if type(value) in _ATOMS or not _has_equality(value):
-        return None
-    try:
-        return _Parts(None, deep=True).of(value)
+        return _Freezing(request).of(value)
     except Exception:
         return _Itself(value)
 
 
+def is_same(was: Any, value: Any, leader: web.BaseRequest, other: Any, follower: web.BaseRequest) -> bool:
+    """Whether the leader's item, frozen as `was`, is the follower's; False where that cannot be told."""
+    if bool(was == frozen(other, follower)):
+        return True
+    # An object may say of others that they equal it although their attributes differ. As long as it has not changed.
+    cls = type(value)
+    if type(other) is not cls or cls in _ATOMS or issubclass(cls, _CONTAINERS) or not _has_equality(cls):
+        return False
+    return bool(was == frozen(value, leader)) and not isinstance(was, _Itself) and _equal(value, other)
+
+
 def as_key(value: Any, request: web.BaseRequest) -> Hashable:
     """Something hashable that is equal for items that are the same; None, for all of them, where there is none."""
-    if not _has_equality(value):
-        return (type(value),)
+    parts: Hashable = frozen(value, request)
     try:
-        parts: Hashable = _parts(value, request)
         hash(parts)
     except Exception:
         return None
     return parts
 
 
-def _has_equality(value: Any) -> bool:
-    equality: object = type(value).__eq__
-    return equality is not object.__eq__ or value is None or isinstance(value, _SINGLETONS)
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:
+        return False
 
 
-def _parts(value: Any, request: web.BaseRequest) -> Any:
-    return _Parts(request, deep=False).of(value)
+def _has_equality(cls: type) -> bool:
+    equality: object = cls.__eq__
+    return equality is not object.__eq__ or cls is types.NoneType or issubclass(cls, _SINGLETONS)
 
 
-class _Parts:
-    """Takes a value apart into tuples; raises where it is too large.
+class _Freezing:
+    """Takes a value apart into tuples; raises where it is too large."""
 
-    `deep` also looks into objects that define equality and can be changed, by their attributes.
-    """
+    __slots__ = ("_left", "_request")
 
-    __slots__ = ("_deep", "_left", "_request")
-
-    def __init__(self, request: web.BaseRequest | None, *, deep: bool) -> None:
+    def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
-        self._deep = deep
         self._left = _MAX_PARTS
 
     def of(self, value: Any) -> Hashable:
@@ -139,35 +147,82 @@ class _Parts:
             return cls, value
         if value is self._request:
             return _THE_REQUEST
-        if isinstance(value, _OF_AIOHTTP):
+        if issubclass(cls, _OF_AIOHTTP) or not _has_equality(cls):
             return _Itself(value)
-        contents: Any
-        hashes: object = cls.__hash__  # None where it defines equality alone: it can be changed
-        if isinstance(value, dict):
-            contents = self._unordered([(self.of(key), self.of(item)) for key, item in dict.items(value)])
-        elif isinstance(value, (set, frozenset)):
-            contents = self._unordered([self.of(item) for item in value])
-        elif isinstance(value, (list, tuple, deque)):
-            contents = tuple([self.of(item) for item in value])
-        elif isinstance(value, bytearray):
-            contents = bytes(value)
-        elif isinstance(value, _MULTIDICTS):
-            contents = tuple([(name, self.of(item)) for name, item in value.items()])
-        elif hashes is not None:
+        if issubclass(cls, (*_SINGLETONS, *_IMMUTABLE)):
             return _Leaf(value)
-        elif not hasattr(value, "__dict__"):
-            return _Itself(value)
-        elif not self._deep:
-            return _Leaf(value)
-        else:
-            contents = None
-        attributes = getattr(value, "__dict__", None)
-        return cls, contents, self.of(dict(attributes)) if attributes else None
+        contents = self._contents(value, cls)
+        if contents is None:
+            return self._of_object(value, cls)
+        # A class of its own may have an order, or more to it.
+        return cls, contents, None if cls in _CONTAINERS or cls in _MULTIDICTS else self._attributes(value, cls)
 
-    @staticmethod
-    def _unordered(parts: list[Any]) -> Any:
+    def _contents(self, value: Any, cls: type) -> Hashable:
+        if issubclass(cls, dict):
+            pairs = [(self.of(key), self.of(item)) for key, item in dict.items(value)]
+            return _unordered(pairs) if cls is dict else tuple(pairs)
+        for sequence in _SEQUENCES:
+            if issubclass(cls, sequence):
+                return tuple([self.of(item) for item in sequence.__iter__(value)])
+        for unordered in _SETS:
+            if issubclass(cls, unordered):
+                return _unordered([self.of(item) for item in unordered.__iter__(value)])
+        if issubclass(cls, bytearray):
+            if bytearray.__len__(value) > _MAX_BYTES:
+                raise _TooLarge
+            return bytes(value)
+        if cls in _MULTIDICTS:
+            return tuple([(name, self.of(item)) for name, item in value.items()])
+        return None
+
+    def _of_object(self, value: Any, cls: type) -> Hashable:
+        hashes: object = cls.__hash__  # None where the class defines equality alone: it can be changed
+        if _holds_more_than_attributes(cls):
+            if hashes is None:
+                return _Itself(value)
+            return cls, _Leaf(value), self._attributes(value, cls)
+        return cls, self._attributes(value, cls)
+
+    def _attributes(self, value: Any, cls: type) -> Hashable:
+        found: list[tuple[Hashable, Hashable]] = []
+        for slot in _slots_of(cls):
+            try:
+                item = slot.__get__(value, cls)
+            except AttributeError:
+                continue
+            found.append((slot.__name__, self.of(item)))
         try:
-            return frozenset(parts)
-        except TypeError:
-            # Something in it is not hashable: only what was put in the same order is equal.
-            return tuple(parts)
+            attributes = object.__getattribute__(value, "__dict__")
+        except AttributeError:
+            pass
+        else:
+            found += [(name, self.of(item)) for name, item in dict.items(attributes)]
+        return _unordered(found)
+
+
+def _unordered(parts: Iterable[Hashable]) -> Hashable:
+    parts = tuple(parts)
+    try:
+        return frozenset(parts)
+    except TypeError:
+        # Something in it is not hashable: only what was put there in the same order is equal.
+        return parts
+
+
+@functools.lru_cache(maxsize=256)
+def _slots_of(cls: type) -> tuple[Any, ...]:
+    return tuple(
+        member
+        for parent in cls.__mro__
+        for member in vars(parent).values()
+        if type(member) is types.MemberDescriptorType
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _holds_more_than_attributes(cls: type) -> bool:
+    """Whether there is more to objects of a class than attributes: of one made in C, or derived from such a one."""
+    if cls is types.SimpleNamespace:
+        return False
+    explained = len(_slots_of(cls)) + (cls.__weakrefoffset__ > 0) + (cls.__dictoffset__ > 0)
+    return bool(cls.__itemsize__) or cls.__basicsize__ != object.__basicsize__ + explained * tuple.__itemsize__
