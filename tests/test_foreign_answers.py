@@ -283,13 +283,13 @@ async def test_two_tls_client_certificates(serve: Start, certificates: Path) -> 
     context.load_cert_chain(certificates / "server.pem")
     context.verify_mode = ssl.CERT_REQUIRED
     clients: list[ssl.SSLContext | None] = []
-    for name in ("alice", "bob", "alice"):
+    for name in ("alice", "bob", "server", "alice"):
         client = ssl.create_default_context(cafile=str(certificates / "authority.pem"))
         client.load_cert_chain(certificates / f"{name}.pem")
         clients.append(client)
     herd = await herds(serve, answer, tls=context)
-    runs, replies = await herd.meet([{}, {}, {}], tls=clients)
-    assert (runs, [reply.text for reply in replies]) == (2, ["alice", "bob", "alice"])
+    runs, replies = await herd.meet([{}] * 4, tls=clients)
+    assert (runs, [reply.text for reply in replies]) == (3, ["alice", "bob", "server", "alice"])
 
 
 async def test_what_we_cannot_see_is_named_by_key(serve: Start) -> None:
@@ -305,3 +305,68 @@ async def test_what_we_cannot_see_is_named_by_key(serve: Start) -> None:
     herd = await herds(serve, lambda request: country.get(), outer=[locates], key=lambda request: country.get())
     runs, replies = await herd.meet([{"X-Real-IP": value} for value in ("de-1", "fr-1", "de-2")])
     assert (runs, [reply.text for reply in replies]) == (2, ["de", "fr", "de"])
+
+
+async def test_key_and_learned_items_both_keep_requests_apart(serve: Start) -> None:
+    country: ContextVar[str] = ContextVar("country")
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        country.set(request.headers["X-Real-IP"])
+        request["item"] = request.headers["User-Agent"]
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    herd = await herds(
+        serve, lambda request: country.get() + request["item"], outer=[outer], key=lambda request: country.get()
+    )
+    requests = [{"X-Real-IP": ip, "User-Agent": agent} for ip, agent in ("1a", "2a", "1b", "2b", "1a")]
+    for _ in range(3):
+        _, replies = await herd.meet(requests)
+        assert [reply.text for reply in replies] == ["1a", "2a", "1b", "2b", "1a"]
+    assert [reply.collapsed for reply in replies[:4]] == [None] * 4
+
+
+async def test_private_with_a_key_of_none_and_learned_items(serve: Start) -> None:
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        request["item"] = request.headers.get("User-Agent")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    private = [False]
+
+    def answer(request: web.Request) -> web.Response:
+        return web.Response(text=request["item"], headers={"Cache-Control": "private"} if private[0] else {})
+
+    herd = await herds(serve, answer, outer=[outer], key=lambda request: None)
+    await herd.meet([{"User-Agent": "a"}, {"User-Agent": "b"}])
+    private[0] = True
+    assert (await herd.meet([{"User-Agent": "a"}] * 3))[0] == 3
+    assert herd.unshared["private"] == 2
+
+
+async def test_crowds_on_two_targets_are_kept_apart(serve: Start) -> None:
+    herd = await herds(serve, lambda request: f"{request.query_string} {request.headers['Accept']}")
+    connections = []
+    herd.gate.close()
+    for number, (query, accept) in enumerate([("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("b", "2")], 1):
+        connections.append(await herd.server.send(f"/?{query}", {"Accept": accept}))
+        await eventually(lambda number=number: herd.server.figure("waiting") + herd.gate.runs == number)  # type: ignore[misc]
+    assert herd.gate.runs == 4
+    herd.gate.open()
+    assert [(await one.receive()).text for one in connections] == ["a 1", "a 2", "b 1", "b 2", "b 2"]
+
+
+async def test_a_fixed_host_and_a_host_header_that_is_read(serve: Start) -> None:
+    @web.middleware
+    async def fixed(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request.clone(host="fixed"))
+        return response
+
+    herd = await herds(serve, lambda request: request.headers["Host"], outer=[fixed], headers=("Accept",))
+    herd.gate.close()
+    sent = [await herd.server.send("/", {"Accept": accept}, host=host) for accept in "xy" for host in ("a", "b")]
+    await herd.gate.entered(4)
+    herd.gate.open()
+    assert [(await one.receive()).text for one in sent] == ["a", "b", "a", "b"]

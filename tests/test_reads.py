@@ -4,6 +4,7 @@ import asyncio
 import copy
 import datetime
 import enum
+import itertools
 import pickle
 import time
 import weakref
@@ -11,6 +12,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +44,7 @@ LOOKS: dict[str, Callable[[web.Request], Any]] = {
     "getitem": lambda request: request.headers["USER-AGENT"],
     "getone": lambda request: request.headers.getone("User-Agent"),
     "getall": lambda request: request.headers.getall("User-Agent"),
-    "iterating": lambda request: sorted(request.headers[name] for name in request.headers),
+    "iterating": lambda request: [request.headers[name] for name in request.headers],
     "items": lambda request: sorted(request.headers.items()),
     "keys": lambda request: [request.headers[name] for name in request.headers.keys()],  # noqa: SIM118
     "values": lambda request: sorted(request.headers.values()),
@@ -91,6 +94,24 @@ async def test_a_header_that_was_looked_for_must_be_absent_too(serve: Start, how
     assert replies[0].text == replies[2].text != replies[1].text
 
 
+async def test_all_lines_of_a_header_that_was_looked_at_count(serve: Start) -> None:
+    herd = await herds(serve, lambda request: request.headers.getall("X-A"), headers=("Accept",))
+    assert (await herd.meet([[("X-A", "1"), ("X-A", "2")], [("X-A", "1"), ("X-A", "3")]]))[0] == 2
+
+
+@pytest.mark.parametrize("look", [lambda request: bool(request.headers), lambda request: str(request.cookies)[:1]])
+async def test_what_says_nothing_of_what_is_left_out_splits_no_herd(serve: Start, look: Any) -> None:
+    herd = await herds(serve, look)
+    assert (await herd.meet([{**A, "Cookie": "_ga=1"}, {**B, "Cookie": "_ga=2"}]))[0] == 1
+
+
+async def test_a_name_in_any_case_is_one_name(serve: Start) -> None:
+    herd = await herds(serve, lambda request: request.headers["USER-AGENT"] + request.headers["user-agent"])
+    await herd.meet([A, B])
+    (route,) = herd.middleware._routes.values()
+    assert route.learned == ("user-agent",)
+
+
 async def test_a_header_that_was_not_looked_at_may_differ(serve: Start) -> None:
     herd = await herds(serve, lambda request: request.headers.get("Accept"))
     assert (await herd.meet([A, B, {"Referer": "/x"}]))[0] == 1
@@ -106,10 +127,12 @@ async def test_headers_that_name_a_trace_are_exempt(serve: Start) -> None:
     herd = await herds(serve, look)
     requests = [{"X-Request-ID": str(number), "traceparent": f"00-{number}"} for number in range(3)]
     assert (await herd.meet(requests))[0] == 1
+    await herd.meet([{**requests[0], "DNT": "1"}, requests[1]])  # something is learned
+    assert (await herd.meet(requests))[0] == 1
 
 
 async def test_iterating_looks_at_all_that_the_identity_does_not_hold(serve: Start) -> None:
-    herd = await herds(serve, lambda request: sorted(request.headers), headers=("Accept",))
+    herd = await herds(serve, lambda request: [name for name in request.headers], headers=("Accept",))  # noqa: C416
     assert (await herd.meet([{}, {"X-New": "1"}]))[0] == 2
     assert herd.unshared == {"header: x-new": 1}
 
@@ -289,9 +312,29 @@ async def test_a_remote_set_by_an_outer_clone_must_be_equal_where_it_is_looked_a
     assert [reply.collapsed for reply in replies] == [None, None, "aiohttp-reduce; fwd=miss; collapsed"]
 
 
+async def test_a_remote_alone_splits_a_herd_whose_headers_are_all_equal(serve: Start) -> None:
+    numbers = itertools.count()
+
+    @web.middleware
+    async def numbered(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request.clone(remote=f"10.0.0.{next(numbers)}"))
+        return response
+
+    for look in (lambda request: request.remote, lambda request: str(request.clone().method)):
+        herd = await herds(serve, look, outer=[numbered])
+        _, replies = await herd.meet([{}, {}])
+        assert herd.unshared == {"remote": 1}
+        _, replies = await herd.meet([{}, {}])
+        assert [reply.collapsed for reply in replies] == [None, None]
+    herd = await herds(serve, lambda request: request.headers.get("DNT"), outer=[numbered])
+    await herd.meet([{}, {"DNT": "1"}])  # something is learned, but not that
+    assert (await herd.meet([{}, {}]))[0] == 1
+
+
 async def test_a_remote_that_nobody_looks_at_may_differ(serve: Start) -> None:
     herd = await herds(serve, lambda request: "anything", outer=[remotes])
-    assert (await herd.meet([ONE, OTHER]))[0] == 1
+    runs, replies = await herd.meet([ONE, OTHER])
+    assert (runs, [reply.text for reply in replies]) == (1, ["anything"] * 2)
 
 
 async def test_a_remote_of_an_odd_type_counts_as_looked_at(serve: Start) -> None:
@@ -329,16 +372,17 @@ async def test_after_the_handler_the_request_is_as_it_was(serve: Start) -> None:
     @web.middleware
     async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
         request["kept"] = "value"
-        before = request.headers, request._state, request.remote, request._transport_peername
+        request = request.clone(remote="10.0.0.1")
+        before = request.headers, request._headers, request._state, request.remote, request._transport_peername
         try:
             response: web.StreamResponse = await handler(request)
         finally:
-            after = request.headers, request._state, request.remote, request._transport_peername
+            after = request.headers, request._headers, request._state, request.remote, request._transport_peername
             seen.append([one is other for one, other in zip(before, after, strict=True)])
         return response
 
     def answer(request: web.Request) -> Any:
-        assert (request["kept"], request.get("User-Agent"), request.remote) == ("value", None, "127.0.0.1")
+        assert (request["kept"], request.get("User-Agent"), request.remote) == ("value", None, "10.0.0.1")
         agents(request)
         request.clone()
         request["new"] = 1
@@ -347,7 +391,7 @@ async def test_after_the_handler_the_request_is_as_it_was(serve: Start) -> None:
     herd = await herds(serve, answer, outer=[outer])
     for headers in ({}, {"X-Fail": "1"}):
         await herd.meet([headers, headers])
-    assert seen == [[True, True, True, True]] * 4
+    assert seen == [[True] * 5] * 4
 
 
 # The request mapping.
@@ -478,6 +522,16 @@ SPLITTING: dict[str, Callable[[web.Request], Any]] = {
     "dataclass with slots": lambda request: Cell(agent(request)),
     "namespace": lambda request: SimpleNamespace(name=agent(request)),
     "large bytearray": lambda request: bytearray(100_000),
+    "tuple in a dict": lambda request: {"x": (True,) if agent(request) == "a" else (1,)},
+    "frozen set": lambda request: frozenset({True if agent(request) == "a" else 1}),
+    "keys of a dict": lambda request: {True if agent(request) == "a" else 1: 1},
+    "list and tuple": lambda request: {"x": [1] if agent(request) == "a" else (1,)},
+    "multidict in another order": lambda request: MultiDict(
+        [("x", "1"), ("x", "2")] if agent(request) == "a" else [("x", "2"), ("x", "1")]
+    ),
+    "decimal and fraction": lambda request: [Decimal(1) if agent(request) == "a" else Fraction(1)],
+    "clones": lambda request: [request.clone()],
+    "modules": lambda request: copy if agent(request) == "a" else pickle,
     "not a number": lambda request: float(agent(request) + "nan" if False else "nan"),
     "not comparable": lambda request: Contrary(agent(request)),
     "too large": lambda request: list(range(1000)),
@@ -527,14 +581,41 @@ async def test_an_item_that_was_not_looked_at_may_differ(serve: Start) -> None:
     assert (await herd.meet([A, B]))[0] == 1
 
 
+async def test_an_item_alone_splits_a_herd_whose_headers_are_all_equal(serve: Start) -> None:
+    numbers = itertools.count()
+    for look in (
+        lambda request: request["item"],
+        lambda request: request.clone()["item"],
+        lambda request: [key for key in request] and request["item"],  # noqa: C416
+    ):
+        herd = await herds(serve, look, outer=[with_item(lambda request: next(numbers))])
+        assert (await herd.meet([{}, {}]))[0] == 2
+        assert herd.unshared == {"state: item": 1}
+
+
+async def test_an_item_that_only_the_leader_has_splits_the_herd(serve: Start) -> None:
+    @web.middleware
+    async def knows_a(request: web.Request, handler: Any) -> web.StreamResponse:
+        if agent(request) == "a":
+            request["item"] = "a"
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    herd = await herds(serve, lambda request: request.get("item"), outer=[knows_a])
+    for _ in range(2):
+        runs, replies = await herd.meet([A, B])
+        assert (runs, [reply.text for reply in replies]) == (2, ["a", "None"])
+
+
 LOOKS_AT_ITEMS: dict[str, Callable[[web.Request], Any]] = {
     "getitem": lambda request: request["item"],
     "get": lambda request: request.get("item"),
     "in": lambda request: "item" in request,
-    "iterating": lambda request: list(request),
+    "iterating": lambda request: [key for key in request],  # noqa: C416
     "items": lambda request: list(request.items()),
     "len": lambda request: len(request),
-    "pop of a default": lambda request: request.get("other", request.get("item")),
+    "list": lambda request: list(request),
+    "get of a default": lambda request: request.get("other", request.get("item")),
     "clone": lambda request: request.clone().get("item"),
 }
 
@@ -575,7 +656,53 @@ WRITES: dict[str, Callable[[web.Request], Any]] = {
     "setdefault": lambda request: request.setdefault("new", 1),
     "update": lambda request: request.update({"new": 1}),
     "changed in place": lambda request: request["item"].clear(),
+    "changed in place and looked at again": lambda request: (request["item"].clear(), request["item"]),
 }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: deque([1]),
+        lambda: bytearray(b"x"),
+        lambda: MultiDict(x="1"),
+        lambda: CIMultiDict(x="1"),
+        lambda: {"x"},
+        lambda: OrderedDict(x=1),
+    ],
+)
+async def test_each_kind_of_container_that_is_changed_in_place(serve: Start, make: Callable[[], Any]) -> None:
+    def answer(request: web.Request) -> str:
+        request["item"].clear()
+        return "text"
+
+    herd = await herds(serve, answer, outer=[with_item(lambda request: make())])
+    assert (await herd.meet([{}, {}]))[0] == 2
+    assert herd.unshared == {"state-written: item": 1}
+    herd = await herds(serve, lambda request: str(request["item"]), outer=[with_item(lambda request: make())])
+    assert (await herd.meet([{}, {}]))[0] == 1
+
+
+async def test_every_item_that_was_written_counts(serve: Start) -> None:
+    def answer(request: web.Request) -> str:
+        request["new"] = 1
+        request["timing"] = 2
+        return "text"
+
+    herd = await herds(serve, answer, ignore_state=("timing",))
+    assert (await herd.meet([{}, {}]))[0] == 2
+    assert herd.unshared == {"state-written: new": 1}
+
+
+async def test_an_ignored_item_may_be_changed_in_place(serve: Start) -> None:
+    herd = await herds(
+        serve,
+        lambda request: str(request["item"].clear()),
+        outer=[with_item(lambda request: [agent(request)])],
+        ignore_state=("item",),
+    )
+    for _ in range(2):
+        assert (await herd.meet([A, B]))[0] == 1
 
 
 @pytest.mark.parametrize("how", WRITES)
@@ -819,6 +946,34 @@ async def test_what_is_read_for_a_follower_of_a_further_door_counts_at_the_first
     assert herd.unshared == {"header: user-agent": 1}
 
 
+@pytest.mark.parametrize("how", ["item", "all items", "header of the inner identity"])
+async def test_items_and_headers_of_the_inner_identity_count_at_the_first_door_too(serve: Start, how: str) -> None:
+    @web.middleware
+    async def numbers_the_third(request: web.Request, handler: Any) -> web.StreamResponse:
+        request["item"] = request.headers.get("X-Third", "0")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    def look(request: web.Request) -> str:
+        if how == "header of the inner identity":
+            return str(request.headers.get("X-Third"))
+        return str(request["item"] if how == "item" else sorted(request.values()))
+
+    inner = reduce_middleware(headers=("X-Third",), stats_path=None)
+    outer = reduce_middleware(headers=("X-Group",))
+    herd = await herds(serve, look, middleware=outer, inner=[inner], outer=[numbers_the_third])
+    sent = [await herd.server.send("/", {"X-Group": "1"})]
+    await herd.gate.entered(1)
+    sent.append(await herd.server.send("/", {"X-Group": "2"}))
+    await eventually(lambda: inner.stats["waiting"] == 1)
+    sent.append(await herd.server.send("/", {"X-Group": "2", "X-Third": "3"}))
+    await eventually(lambda: outer.stats["waiting"] == 1)
+    herd.gate.open()
+    first, second, third = [(await one.receive()).text for one in sent]
+    assert first == second != third
+    assert inner.stats["reduced"] == 1
+
+
 async def test_what_is_looked_up_between_two_doors_is_seen_at_the_first(serve: Start) -> None:
     @web.middleware
     async def cookies(request: web.Request, handler: Any) -> web.StreamResponse:
@@ -836,6 +991,21 @@ async def test_what_is_looked_up_between_two_doors_is_seen_at_the_first(serve: S
     herd = await herds(serve, lambda request: "text", outer=[remotes, cookies], inner=[client, inner])
     _, replies = await herd.meet([ONE, OTHER])
     assert [reply.headers["X-Client"] for reply in replies] == ["1.1.1.1", "2.2.2.2"]
+
+
+async def test_lookups_that_an_inner_door_makes_up_for_are_seen(serve: Start) -> None:
+    """What an inner door makes the request forget, and what its handler looks up, are equally many."""
+
+    @web.middleware
+    async def cookies(request: web.Request, handler: Any) -> web.StreamResponse:
+        assert request.cookies is not None
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    inner = reduce_middleware(headers=("Accept",), stats_path=None)
+    herd = await herds(serve, lambda request: str(request.raw_headers), outer=[cookies], inner=[inner])
+    _, replies = await herd.meet([A, B])
+    assert replies[0].text != replies[1].text
 
 
 async def test_an_outer_middleware_that_runs_a_request_twice_at_once(serve: Start) -> None:

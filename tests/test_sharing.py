@@ -136,6 +136,7 @@ async def test_row_private_where_key_gave_a_value(serve: Start) -> None:
         ("public", None),
         ("s-maxage=0", None),
         ("MUST-REVALIDATE", None),
+        ("must-revalidate=yes", "authorization"),
         ('"public"', "authorization"),
         ("public=yes", "authorization"),
         ("s-maxage", "authorization"),
@@ -150,6 +151,12 @@ async def test_row_authorization_that_is_not_selected(serve: Start, value: str, 
     assert await verdict_on(serve, headers, AUTHORIZED, headers=("Accept",)) == reason
     assert await verdict_on(serve, headers, AUTHORIZED, ignore_headers=("Authorization",)) == reason
     assert await verdict_on(serve, headers, AUTHORIZED) is None
+
+
+async def test_row_authorization_of_the_leader_alone(serve: Start) -> None:
+    herd = await herds(serve, lambda request: "anything", headers=("Accept",))
+    assert (await herd.meet([{"Authorization": "Basic abc"}, {}]))[0] == 2
+    assert herd.unshared == {"authorization": 1}
 
 
 async def test_row_authorization_of_a_follower_alone(serve: Start) -> None:
@@ -214,9 +221,14 @@ async def test_row_statuses_that_may_be_for_one_without_freshness(serve: Start, 
     assert await verdict_on(serve, {"Location": "/one-time"}, status=status) == reason
     assert await verdict_on(serve, {"Cache-Control": "max-age=0"}, status=status) == reason
     assert await verdict_on(serve, {"Cache-Control": "max-age=60"}, status=status) is None
+    assert await verdict_on(serve, {"Expires": "Mon, 01 Jan 2001 00:00:00 GMT"}, status=status) == reason
+    assert await verdict_on(serve, {"Expires": LATER}, status=status) is None
 
 
-@pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream; x=1", "multipart/x-mixed-replace"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/event-stream ; x", "text/event-stream", "Text/Event-Stream; x=1", "multipart/x-mixed-replace"],
+)
 async def test_row_streams_of_events(serve: Start, content_type: str) -> None:
     assert await verdict_on(serve, {"Content-Type": content_type}) == "stream"
 
@@ -293,21 +305,44 @@ async def test_a_shared_cookie_jar_is_as_it_was_when_the_handler_returned(serve:
     @web.middleware
     async def adds_its_own(request: web.Request, handler: Any) -> web.StreamResponse:
         response: web.StreamResponse = await handler(request)
-        response.set_cookie("own", request.headers["X-Request-ID"])
-        response.cookies["shared"]["path"] = f"/{request.headers['X-Request-ID']}"
+        if request.headers["X-Request-ID"] in {"0", "1"}:  # the leader, and one who follows
+            response.set_cookie("own", request.headers["X-Request-ID"])
+            response.cookies["shared"]["path"] = f"/{request.headers['X-Request-ID']}"
         return response
 
     herd = await herds(serve, answer, share=lambda request, response: True, outer=[adds_its_own])
     runs, replies = await herd.meet([{"X-Request-ID": str(number)} for number in range(3)])
     assert runs == 1
     assert [sorted(reply.headers.getall("Set-Cookie")) for reply in replies] == [
-        [f"own={number}; Path=/", f"shared=1; Path=/{number}"] for number in range(3)
+        ["own=0; Path=/", "shared=1; Path=/0"],
+        ["own=1; Path=/", "shared=1; Path=/1"],
+        ["shared=1; Path=/"],
     ]
 
 
 async def test_share_false_turns_away_whatever_the_answer_says(serve: Start) -> None:
     public = {"Cache-Control": "public, max-age=60"}
     assert await verdict_on(serve, public, share=lambda request, response: False) == "share"
+
+
+async def test_share_is_not_asked_of_what_cannot_be_sent_twice(serve: Start) -> None:
+    asked: list[Any] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await gate.wait()
+        return response
+
+    gate = Gate()
+    middleware = reduce_middleware(share=lambda request, response: asked.append(response) or True)
+    server = await serve(app_with(handler, middleware), middleware=middleware)
+    sent = [await server.send("/") for _ in range(2)]
+    await server.waiting(1)
+    gate.open()
+    for one in sent:
+        await one.receive()
+    assert (asked, server.figure("unshared")) == ([], {"stream": 1})
 
 
 async def test_share_none_leaves_it_to_the_answer(serve: Start) -> None:
@@ -407,6 +442,10 @@ def test_list_members_by_rfc_9110(lines: list[str], members: list[str]) -> None:
         (["max-age=5 no-store"], True),
         (["max-age=5; no-store"], True),
         (['ext="a no-store'], True),
+        (['ext="a" no-store'], True),
+        (["MAX-AGE=5 NO-STORE"], True),
+        (["x_no-store"], False),
+        (["ext=no-store"], False),
         (["=no-store"], True),
         (["'no-store'"], True),
         (["no-store\t"], True),
@@ -444,6 +483,7 @@ def test_restrictive_directives_are_recognised_liberally(lines: list[str], *, re
         (["s-maxage=0, max-age=60"], False),
         (["s-maxage=60, max-age=0"], True),
         (["s-maxage=x, max-age=60"], False),
+        (['s-maxage="0", max-age=60'], False),
         (['x="max-age=60"'], False),
         (["public"], False),
         ([], False),
@@ -465,6 +505,8 @@ def test_freshness_is_believed_only_where_it_is_well_formed(lines: list[str], *,
         (["Fri, 01 Jan 2100 00:00:00 +0000"], False),
         (["Fri, 99 Xyz 2100 00:00:00 GMT"], False),
         ([LATER + ", x"], False),
+        (["Fri, 01 Jan \u0662\u0661\u0660\u0660 00:00:00 GMT"], False),
+        (["Thu, 01 Jan 1970 00:00:01 GMT"], False),  # that is now
     ],
 )
 def test_expires_by_rfc_9110(lines: list[str], *, fresh: bool) -> None:
@@ -482,6 +524,7 @@ def test_expires_by_rfc_9110(lines: list[str], *, fresh: bool) -> None:
         ([" , ,"], ()),
         (["Accept, ACCEPT", "X-A"], ("accept", "x-a")),
         ([",Accept,,X-A,"], ("accept", "x-a")),
+        (["A,\tB"], ("a", "b")),
         (["*"], None),
         (["A", "B, *"], None),
         (["*, A"], None),
@@ -514,6 +557,22 @@ def test_the_first_restriction_decides() -> None:
     assert judge(200, headers, **OPTIONS).reason is Unshared.NO_STORE
     headers["Set-Cookie"] = "a=1"
     assert judge(200, headers, **OPTIONS).reason is Unshared.SET_COOKIE
+
+
+def test_all_lines_of_a_header_count() -> None:
+    lines: list[tuple[str, str, Unshared]] = [
+        ("Cache-Control", "no-store", Unshared.NO_STORE),
+        ("Vary", "*", Unshared.VARY),
+        ("Content-Security-Policy", "script-src 'nonce-1'", Unshared.CSP_NONCE),
+    ]
+    for name, value, reason in lines:
+        headers: CIMultiDict[str] = CIMultiDict([(name, "x"), (name, value)])
+        assert judge(200, headers, **OPTIONS).reason is reason
+
+
+def test_vary_on_what_is_in_the_identity_is_not_compared() -> None:
+    options = {**OPTIONS, "in_identity": lambda name: name != "dnt"}
+    assert judge(200, CIMultiDict({"Vary": "Cookie, DNT"}), **options).vary == ("dnt",)
 
 
 def test_an_answer_that_says_nothing_is_shared() -> None:

@@ -7,7 +7,8 @@ could have been shared. It is a hint alone: without it a herd waits first and th
 from collections.abc import Hashable
 from typing import Final
 
-# Seconds for which a marker holds; it is not prolonged, so that in every so long one herd finds out anew.
+# Seconds for which a marker holds, from when followers were turned away: those who pass by do not prolong it, so
+# that every so often one herd finds out anew.
 _HOLDS: Final = 3.0
 _MAX_MARKERS: Final = 1_000
 
