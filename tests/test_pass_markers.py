@@ -168,6 +168,13 @@ def test_a_marker_holds_for_a_few_seconds_from_when_it_was_set() -> None:
     assert (len(passes), passes.by_target) == (0, {})
 
 
+def test_the_oldest_marker_makes_room() -> None:
+    passes = PassMarkers()
+    for number in range(1500):
+        passes.set(f"/{number}", number, now=0.0)
+    assert [passes.holds(f"/{number}", number, now=0.0) for number in (499, 500, 1499)] == [False, True, True]
+
+
 def test_markers_are_bounded() -> None:
     passes = PassMarkers()
     for number in range(5000):

@@ -422,6 +422,11 @@ class Name(str):
     pass
 
 
+class Hidden(dict[str, str]):
+    def items(self) -> Any:
+        return ()
+
+
 class Slotted(dict[str, str]):
     """A dict that is equal by something beside its contents."""
 
@@ -517,6 +522,7 @@ SPLITTING: dict[str, Callable[[web.Request], Any]] = {
     "class": lambda request: int if agent(request) == "a" else str,
     "function": lambda request: agent if agent(request) == "a" else agents,
     "subclass of str": lambda request: Name(agent(request)),
+    "dict that shows no items": lambda request: Hidden(name=agent(request)),
     "subclass of dict with slots": lambda request: Slotted(agent(request)),
     "ordered dict in another order": lambda request: OrderedDict.fromkeys("ab" if agent(request) == "a" else "ba"),
     "dataclass with slots": lambda request: Cell(agent(request)),
@@ -574,6 +580,12 @@ async def test_an_item_that_is_equal_may_be_shared(serve: Start, kind: str) -> N
     for _ in range(2):  # also when it has been learned
         runs, _ = await herd.meet([A, B])
         assert (runs, herd.unshared) == (1, {})
+
+
+@pytest.mark.parametrize("look", [len, list, lambda request: sorted(map(str, request.values()))])
+async def test_all_items_that_are_equal_may_be_shared(serve: Start, look: Callable[[web.Request], Any]) -> None:
+    herd = await herds(serve, lambda request: str(look(request)), outer=[with_item(lambda request: {"x": [1]})])
+    assert (await herd.meet([A, B]))[0] == 1
 
 
 async def test_an_item_that_was_not_looked_at_may_differ(serve: Start) -> None:
@@ -946,17 +958,21 @@ async def test_what_is_read_for_a_follower_of_a_further_door_counts_at_the_first
     assert herd.unshared == {"header: user-agent": 1}
 
 
-@pytest.mark.parametrize("how", ["item", "all items", "header of the inner identity"])
+@pytest.mark.parametrize("how", ["item", "all items", "keys", "header of the inner identity"])
 async def test_items_and_headers_of_the_inner_identity_count_at_the_first_door_too(serve: Start, how: str) -> None:
     @web.middleware
     async def numbers_the_third(request: web.Request, handler: Any) -> web.StreamResponse:
         request["item"] = request.headers.get("X-Third", "0")
+        if how == "keys" and "X-Third" in request.headers:
+            request["other"] = "3"
         response: web.StreamResponse = await handler(request)
         return response
 
     def look(request: web.Request) -> str:
         if how == "header of the inner identity":
             return str(request.headers.get("X-Third"))
+        if how == "keys":
+            return str([key for key in request])  # noqa: C416
         return str(request["item"] if how == "item" else sorted(request.values()))
 
     inner = reduce_middleware(headers=("X-Third",), stats_path=None)

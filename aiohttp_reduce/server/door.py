@@ -176,6 +176,7 @@ class ReduceMiddleware:
         run, state = RecordedHeaders(), RecordedState()
         run.request = request
         run.opened = now
+        _aiohttp.lend(request, run, state, settings.kept)
         # From here to the `try` nothing may fail: nobody would end the flight.
         if flight is not None:
             counters.count_unshared(Unshared.PASS_MARKER)
@@ -185,7 +186,6 @@ class ReduceMiddleware:
             flight = table.open(target, request, certificate, key_value, known, now, elder)
         run.flight = flight
         counters.led += 1
-        _aiohttp.lend(request, run, state, settings.kept)
         try:
             response = await handler(request)
         except BaseException as exception:
