@@ -2,11 +2,15 @@
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiohttp import EMPTY_PAYLOAD, web
+from aiohttp.test_utils import make_mocked_request
 
 from aiohttp_reduce import _aiohttp
+from aiohttp_reduce.server.identity import REMOTE
+from aiohttp_reduce.server.reads import RecordedHeaders, RecordedState
 from tests.harness import Gate, Start
 
 
@@ -140,3 +144,34 @@ async def test_a_copy_shares_nothing_that_one_sending_changes(serve: Start) -> N
 )
 def test_which_classes_send_their_body_themselves(cls: Any, own: bool) -> None:
     assert _aiohttp.class_sends_its_body_itself(cls) is own
+
+
+@pytest.mark.parametrize(
+    ("peername", "remote"), [(None, None), ("/run/client.sock", "/run/client.sock"), (("::1", 1, 0, 0), "::1")]
+)
+def test_remote_of_is_what_the_request_says(peername: Any, remote: str | None) -> None:
+    def request() -> web.Request:
+        protocol = mock.Mock(ssl_context=None, peername=peername)
+        return make_mocked_request("GET", "/", {"Host": "a"}, protocol=protocol)
+
+    assert _aiohttp.remote_of(request()) == request().remote == remote
+    assert _aiohttp.remote_of(request().clone(remote="10.0.0.1")) == "10.0.0.1"
+
+
+def test_a_remote_that_cannot_be_found_again_is_noted_when_it_is_lent() -> None:
+    request = make_mocked_request("GET", "/", {"Host": "a"}).clone(remote=("10.0.0.1",))  # type: ignore[arg-type]
+    headers, state = RecordedHeaders(), RecordedState()
+    headers.request = request
+    _aiohttp.lend(request, headers, state, _aiohttp.kept_names(lambda name: True))
+    assert request.remote == ("10.0.0.1",)
+    _aiohttp.take_back(request, headers)
+    assert headers.notes is not None
+    assert headers.notes.names == {REMOTE}
+    assert request.remote == ("10.0.0.1",)
+
+
+@pytest.mark.skipif(not hasattr(web, "RequestKey"), reason="web.RequestKey came with aiohttp 3.14")
+def test_the_name_of_an_item() -> None:
+    assert _aiohttp.item_name("user") == "user"
+    assert _aiohttp.item_name(web.RequestKey("user", str)).endswith("user")
+    assert "<" not in _aiohttp.item_name(web.RequestKey("user", str))

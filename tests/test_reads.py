@@ -24,7 +24,9 @@ from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiMapping
 from yarl import URL
 
 from aiohttp_reduce import reduce_middleware
-from aiohttp_reduce.server.routes import MAX_LEARNED, REMEMBERED_FOR
+from aiohttp_reduce.server.identity import DEFAULT_IGNORE_HEADERS, TRACING_HEADERS
+from aiohttp_reduce.server.routes import MAX_LEARNED, REMEMBERED_FOR, Route
+from aiohttp_reduce.stats import Counters
 from tests.harness import Start, app_with, eventually
 from tests.herds import herds
 
@@ -909,6 +911,27 @@ async def test_items_are_learned_by_what_they_are_at_arrival(serve: Start) -> No
     runs, replies = await herd.meet([A, B, A, B])
     assert (runs, [reply.text for reply in replies]) == (2, ["a", "b", "a", "b"])
     assert herd.unshared == {"state: item": 1}
+
+
+async def test_all_that_split_a_herd_is_learned_at_once(serve: Start) -> None:
+    names = sorted(DEFAULT_IGNORE_HEADERS - TRACING_HEADERS - {"Connection", "Keep-Alive", "Upgrade"})
+    herd = await herds(serve, lambda request: str([request.headers.get(name) for name in names]))
+    requests = [{name: "1"} for name in names[:6]]
+    runs, _ = await herd.meet(requests)
+    assert runs == 6
+    _, replies = await herd.meet(requests)
+    assert [reply.collapsed for reply in replies] == [None] * 6
+
+
+def test_what_is_learned_first_stays() -> None:
+    route = Route("/", Counters(), None)
+    route.learn(["a"], ["b"], now=0.0)
+    route.learn([f"x-{number}" for number in range(100)], range(100), now=1.0)
+    assert (route.learned[:2], route.learned_items[:2]) == (("a", "x-0"), ("b", 0))
+    assert (len(route.learned), len(route.learned_items)) == (MAX_LEARNED, MAX_LEARNED)
+    assert route.remembers(59.0)
+    assert not route.remembers(60.0)
+    assert (route.learned, route.learned_items) == ((), ())
 
 
 async def test_what_is_learned_is_bounded(serve: Start) -> None:

@@ -5,6 +5,7 @@ fails where one of them goes or changes its meaning.
 """
 
 from .lending import (
+    item_name,
     kept_names,
     lend,
     lent,
@@ -58,6 +59,7 @@ __all__ = [
     "fields_of_any_sending",
     "host_of",
     "is_shutting_down",
+    "item_name",
     "kept_names",
     "lend",
     "lent",

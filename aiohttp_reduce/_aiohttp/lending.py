@@ -91,8 +91,6 @@ def take_back(request: web.BaseRequest, headers: Any) -> None:
     if len(cache) != headers.looked_up:
         for name in _SAYS.keys() & cache.keys():
             headers.note(_SAYS[name])
-            if type(under) is type(headers):
-                under.note(_SAYS[name])
     if headers.peername is not None:
         cache["remote"] = remote_of(request)
         (request._transport_peername,) = headers.peername
@@ -118,6 +116,11 @@ def _unlink(request: web.BaseRequest, headers: Any) -> None:
 def lent(request: web.BaseRequest) -> tuple[Any, Any]:
     """The headers and the mapping's storage as the request has them now."""
     return request._headers, request._state
+
+
+def item_name(key: object) -> str:
+    """The name of an item of the request mapping; `_name` is that of a `web.RequestKey` (3.14)."""
+    return str(getattr(key, "_name", key))
 
 
 def mapping_of(request: web.BaseRequest) -> dict[Any, Any]:

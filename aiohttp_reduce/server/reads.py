@@ -218,7 +218,12 @@ class Reads:
         written = (key for key in notes.written if key not in ignore_state)
         changed = (key for key, (value, was) in self.items.items() if frozen(value, leader) != was)
         key = next(written, next(changed, None))
-        self.changed = None if key is None else shown(key)
+        self.changed = None if key is None else _aiohttp.item_name(key)
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is anything in which a follower may differ."""
+        return bool(self.compared or self.items or self.attributes)
 
     def refuses(
         self, leader: web.Request, follower: web.Request, mapping: dict[Any, Any]
@@ -239,7 +244,7 @@ class Reads:
             key = next(iter(mapping.keys() - self.items.keys() - self.ignore_state), None)
         if key is None and self.attributes:
             key = _difference(self.attributes, _aiohttp.own_attributes(follower), leader, follower)
-        return None if key is None else (Unshared.STATE, shown(key))
+        return None if key is None else (Unshared.STATE, _aiohttp.item_name(key))
 
     def to_learn(self) -> tuple[tuple[str, ...], list[Hashable]]:
         """The headers, and the items of the request mapping, that should be in the identity from the start."""
@@ -272,9 +277,3 @@ def same_lines(name: str, one: web.BaseRequest, other: web.BaseRequest) -> bool:
     """Whether two requests agree in all lines of a header."""
     mine, others = _aiohttp.received_headers(one), _aiohttp.received_headers(other)
     return bool(mine.getall(name, ()) == others.getall(name, ()))
-
-
-def shown(key: Hashable) -> str:
-    """The name of an item of the request mapping."""
-    name = getattr(key, "_name", key)  # of a web.RequestKey
-    return str(name)

@@ -82,7 +82,7 @@ class Outcome:
             return None
         verdict = self.settled()
         reads = self.reads
-        if verdict == SHARED and reads is None:
+        if verdict == SHARED and (reads is None or not reads.compares):
             self.free = True
             return None
         if verdict.reason is not None:
