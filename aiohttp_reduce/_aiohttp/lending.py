@@ -120,7 +120,10 @@ def lent(request: web.BaseRequest) -> tuple[Any, Any]:
 
 def item_name(key: object) -> str:
     """The name of an item of the request mapping; `_name` is that of a `web.RequestKey` (3.14)."""
-    return str(getattr(key, "_name", key))
+    try:
+        return str(getattr(key, "_name", key))
+    except Exception:
+        return type(key).__name__
 
 
 def mapping_of(request: web.BaseRequest) -> dict[Any, Any]:

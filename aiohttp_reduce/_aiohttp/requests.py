@@ -141,6 +141,11 @@ def before_answer(request: web.BaseRequest, callback: Callable[[int], None]) -> 
     writer.__dict__.update(write_headers=write_headers, write=write, write_eof=write_eof)
 
 
+def has_own_attributes(request: web.BaseRequest) -> bool:
+    """Whether an application gave the request object attributes of its own."""
+    return not request.ATTRS.issuperset(vars(request))
+
+
 def own_attributes(request: web.BaseRequest) -> dict[str, Any]:
     """The attributes that an application gave the request object; `ATTRS` (3.0) are aiohttp's."""
     attributes = vars(request)

@@ -59,6 +59,7 @@ class Follower(Waiter[Outcome]):
         self.arrived = arrived
         # What a run of its own may change.
         self.mapping = _aiohttp.mapping_of(request)
+        self.has_attributes = _aiohttp.has_own_attributes(request)
 
     def can_lead(self) -> bool:
         return _aiohttp.can_answer(self.request)
@@ -78,7 +79,11 @@ class Follower(Waiter[Outcome]):
             finally:
                 counters.waiting -= 1
             if isinstance(outcome, Wake):
-                return await self._wait_on(outcome)
+                try:
+                    return await self._wait_on(outcome)
+                except BaseException:
+                    self.leave()  # whatever went wrong: nobody may wait for this one
+                    raise
         else:
             outcome.herd += 1
             counters.largest_herd = max(counters.largest_herd, outcome.herd)
@@ -94,7 +99,7 @@ class Follower(Waiter[Outcome]):
     def _take(self, outcome: Outcome) -> Any:
         """Return or raise this follower's own of the outcome; `_REFUSED` where it must run by itself."""
         counters = self.route.counters
-        if not outcome.free:
+        if not outcome.free or self.has_attributes:
             refusal = outcome.refuses(self)
             if refusal is not None:
                 self._turned_away(outcome, *refusal)
@@ -125,7 +130,7 @@ class Follower(Waiter[Outcome]):
         elif reason is Unshared.VARY and name is not None:
             self.route.learn((name,), (), self.settings.clock())
         elif outcome.reads is not None:
-            self.route.learn(*outcome.reads.to_learn(), self.settings.clock())
+            self.route.learn(*outcome.reads.to_learn(reason, name), self.settings.clock())
 
     def _set_pass_marker(self, outcome: Outcome) -> tuple[str, Hashable]:
         """Let those who come next not wait for what nobody may share; once for each outcome."""
@@ -167,6 +172,7 @@ class Follower(Waiter[Outcome]):
                 counters.errors += is_error(exception)
                 mark_not_collapsed(exception, settings.cache_status)
                 settings.tell("on_exception_for", request, self.route, exception)
+                del run  # its flight may hold the exception, which holds this frame
                 raise
         else:
             if run is not None:

@@ -194,11 +194,12 @@ class Reads:
     """What a handler had looked at when it ended, of what the identity does not hold.
 
     `names` are header names in lower case, with `EVERYTHING` and `REMOTE`, all of them; `compared` those of
-    them in which a follower may differ. `changed` is the item that the handler set, deleted or changed, if any.
+    them in which a follower may differ. `written` is the item that the handler set or deleted, if any, `changed`
+    are those that it changed in place: those who have the same object are not concerned.
     `attributes` are those that somebody gave the request object: nobody can tell whether they were looked at.
     """
 
-    __slots__ = ("attributes", "changed", "compared", "ignore_state", "items", "names", "selection")
+    __slots__ = ("attributes", "changed", "compared", "ignore_state", "items", "names", "selection", "written")
 
     def __init__(
         self,
@@ -215,10 +216,12 @@ class Reads:
         self.ignore_state = ignore_state
         self.attributes = {name: (value, frozen(value, leader)) for name, value in attributes.items()}
         self.items = {key: item for key, item in notes.items.items() if key not in ignore_state}
-        written = (key for key in notes.written if key not in ignore_state)
-        changed = (key for key, (value, was) in self.items.items() if frozen(value, leader) != was)
-        key = next(written, next(changed, None))
-        self.changed = None if key is None else _aiohttp.item_name(key)
+        self.written: str | None = None
+        for key in notes.written:
+            if key not in ignore_state:
+                self.written = _aiohttp.item_name(key)
+                break
+        self.changed = [key for key, (value, was) in self.items.items() if frozen(value, leader) != was]
 
     @property
     def compares(self) -> bool:
@@ -239,6 +242,9 @@ class Reads:
                     return Unshared.HEADER, different
             elif not same_lines(name, leader, follower):
                 return Unshared.HEADER, name
+        for key in self.changed:
+            if mapping.get(key, MISSING) is not self.items[key][0]:
+                return Unshared.STATE_WRITTEN, _aiohttp.item_name(key)
         key = _difference(self.items, mapping, leader, follower)
         if key is None and ALL_ITEMS in self.items:
             key = next(iter(mapping.keys() - self.items.keys() - self.ignore_state), None)
@@ -246,9 +252,15 @@ class Reads:
             key = _difference(self.attributes, _aiohttp.own_attributes(follower), leader, follower)
         return None if key is None else (Unshared.STATE, _aiohttp.item_name(key))
 
-    def to_learn(self) -> tuple[tuple[str, ...], list[Hashable]]:
-        """The headers, and the items of the request mapping, that should be in the identity from the start."""
-        return self.compared, [key for key in self.items if key is not ALL_ITEMS]
+    def to_learn(self, reason: Unshared, name: str | None) -> tuple[list[str], list[Hashable]]:
+        """The headers and the items that should be in the identity, as a follower was refused for this reason.
+
+        All the headers, as there may be more in which it differs; but `request.remote` and items only where they
+        are the reason: what an item is at arrival may differ in more than in what its type calls equal.
+        """
+        if reason is Unshared.STATE:
+            return [], [key for key in self.items if key is not ALL_ITEMS and _aiohttp.item_name(key) == name]
+        return [header for header in self.compared if header != REMOTE or reason is Unshared.REMOTE], []
 
     def pass_on(self, request: web.Request) -> None:
         """Note on the request of a follower what was looked at for it, if it leads at a door further out."""
@@ -268,7 +280,8 @@ def _difference(
 ) -> Any:
     """The first of the leader's items that is another one among the follower's; None if there is none."""
     for key, (value, was) in items.items():
-        if not is_same(was, value, leader, others.get(key, MISSING), follower):
+        other = others.get(key, MISSING)
+        if other is not value and not is_same(was, value, leader, other, follower):
             return key
     return None
 

@@ -37,6 +37,7 @@ class Asker(Protocol):
 
     request: web.Request
     mapping: dict[Any, Any]
+    has_attributes: bool
 
 
 class Outcome:
@@ -63,7 +64,7 @@ class Outcome:
     @property
     def for_nobody_else(self) -> bool:
         """Whether no follower may share it, whatever it asked for."""
-        return self.settled().reason is not None
+        return self.settled().reason is not None or (self.reads is not None and bool(self.reads.changed))
 
     def settled(self) -> Verdict:
         """The verdict."""
@@ -71,13 +72,18 @@ class Outcome:
 
     def add_reads(self, reads: Reads) -> None:
         """What the handler had looked at when it ended."""
-        if reads.changed is not None and self.verdict.reason is None:
-            self.verdict = Verdict(Unshared.STATE_WRITTEN, reads.changed)
+        if reads.written is not None and self.verdict.reason is None:
+            self.verdict = Verdict(Unshared.STATE_WRITTEN, reads.written)
         if reads.names or reads.items or reads.attributes:
             self.reads = reads
 
     def refuses(self, asker: Asker) -> tuple[Unshared, str | None] | None:
         """Why this follower is turned away, and the header, item or status that is the reason; None if it may share."""
+        if asker.has_attributes:
+            known = self.reads.attributes if self.reads is not None else {}
+            unknown = _aiohttp.own_attributes(asker.request).keys() - known.keys()
+            if unknown and self.settled().reason is None:
+                return Unshared.STATE, min(unknown)
         if self.free:
             return None
         verdict = self.settled()

@@ -1,37 +1,42 @@
 """Values in a request's mapping, frozen: what they are now, to be compared with another request's, or with later.
 
 Values are the same if they are of one type and equal, the parts of a container and the attributes of an object one
-by one. Of a value whose type defines no equality (a connection, a session) only the type counts; singletons (None,
-members of an enumeration, classes, functions) and what cannot be looked through are the same as themselves alone.
+by one. An object that is hashable counts as one that does not change, and is the same as what equals it. Of a value
+whose type defines no equality (a connection, a session) only the type counts; singletons (None, members of an
+enumeration, time zones, classes, functions) and what cannot be looked through are the same as themselves alone.
 Nothing here asks an object for what it would have to compute (`__class__`, `__getattr__`, properties).
 """
 
+import datetime
 import enum
 import functools
 import types
 from collections import deque
 from collections.abc import Hashable, Iterable
-from pathlib import PurePath
+from decimal import Decimal
 from typing import Any, Final
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
-from yarl import URL
 
-# A value is looked through as far as so many others in it (m: 0.3 us each); what is larger is only itself.
+# A value is looked through as far as so many others in it ; what is larger is only itself.
 _MAX_PARTS: Final = 256
 _MAX_BYTES: Final = 65_536
 
-_ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
-_SINGLETONS: Final = (enum.Enum, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
+_ATOMS: Final = frozenset({str, bytes, int, bool, type(None)})
+_SINGLETONS: Final = (
+    enum.Enum, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, datetime.tzinfo,
+)  # fmt: skip
+# Equal ones may still be written in different ways (0.0 and -0.0, 1.0 and 1.00, one instant in two time zones).
+_BY_REPR: Final = (float, complex, Decimal, datetime.datetime, datetime.time, datetime.timezone)
+# They define no equality, but are what they were made of.
+_BY_CONTENTS: Final = (functools.partial, BaseException)
 # They define equality as being the same object.
 _OF_AIOHTTP: Final = (web.BaseRequest, web.Application, web.StreamResponse)
 _SEQUENCES: Final = (list, tuple, deque)
 _SETS: Final = (set, frozenset)
-_MULTIDICTS: Final = frozenset({MultiDict, CIMultiDict, MultiDictProxy, CIMultiDictProxy})
+_MULTIDICTS: Final = (MultiDict, CIMultiDict, MultiDictProxy, CIMultiDictProxy)
 _CONTAINERS: Final = (dict, *_SEQUENCES, *_SETS, bytearray)
-# They never change, but keep what they have computed in attributes.
-_IMMUTABLE: Final = (URL, PurePath)
 
 
 class _Missing:
@@ -83,12 +88,12 @@ def frozen(value: Any, request: web.BaseRequest) -> Any:
 
     The request that a value belongs to counts as equal where it stands within it.
     """
-    cls = type(value)
+    cls: Any = type(value)
     if cls in _ATOMS:
         return cls, value
-    if not _has_equality(cls):
-        return (cls,)
     try:
+        if not _has_equality(cls):
+            return (cls,)
         return _Freezing(request).of(value)
     except Exception:
         return _Itself(value)
@@ -99,10 +104,13 @@ def is_same(was: Any, value: Any, leader: web.BaseRequest, other: Any, follower:
     if bool(was == frozen(other, follower)):
         return True
     # An object may say of others that they equal it although their attributes differ. As long as it has not changed.
-    cls = type(value)
-    if type(other) is not cls or cls in _ATOMS or issubclass(cls, _CONTAINERS) or not _has_equality(cls):
+    cls: Any = type(value)
+    try:
+        if isinstance(was, _Itself) or cls in _ATOMS or not _is_object(cls):
+            return False
+        return bool(was == frozen(value, leader)) and _equal(value, other)
+    except Exception:
         return False
-    return bool(was == frozen(value, leader)) and not isinstance(was, _Itself) and _equal(value, other)
 
 
 def as_key(value: Any, request: web.BaseRequest) -> Hashable:
@@ -124,9 +132,16 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=256)
 def _has_equality(cls: type) -> bool:
     equality: object = cls.__eq__
-    return equality is not object.__eq__ or cls is types.NoneType or issubclass(cls, _SINGLETONS)
+    return equality is not object.__eq__ or cls is types.NoneType or issubclass(cls, (*_SINGLETONS, *_BY_CONTENTS))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_object(cls: type) -> bool:
+    """Whether values of a class are objects with an equality of their own."""
+    return _has_equality(cls) and not issubclass(cls, (*_CONTAINERS, *_MULTIDICTS, *_BY_REPR, *_BY_CONTENTS))
 
 
 class _Freezing:
@@ -142,61 +157,80 @@ class _Freezing:
         self._left -= 1
         if self._left < 0:
             raise _TooLarge
-        cls = type(value)
+        cls: Any = type(value)
         if cls in _ATOMS:
             return cls, value
         if value is self._request:
             return _THE_REQUEST
-        if issubclass(cls, _OF_AIOHTTP) or not _has_equality(cls):
+        if issubclass(cls, _BY_REPR):
+            return cls, repr(value), self.of(getattr(value, "tzinfo", None)), getattr(value, "fold", 0)
+        if issubclass(cls, (*_OF_AIOHTTP, *_SINGLETONS)) or not _has_equality(cls):
             return _Itself(value)
-        if issubclass(cls, (*_SINGLETONS, *_IMMUTABLE)):
-            return _Leaf(value)
+        if cls is types.MappingProxyType:
+            return cls, self.of(value.copy())
         contents = self._contents(value, cls)
         if contents is None:
             return self._of_object(value, cls)
         # A class of its own may have an order, or more to it.
         return cls, contents, None if cls in _CONTAINERS or cls in _MULTIDICTS else self._attributes(value, cls)
 
+    def _all(self, values: Iterable[Any], number: int) -> list[Hashable]:
+        self._left -= number
+        if self._left < 0:
+            raise _TooLarge
+        return [(type(value), value) if type(value) in _ATOMS else self.of(value) for value in values]
+
     def _contents(self, value: Any, cls: type) -> Hashable:
         if issubclass(cls, dict):
-            pairs = [(self.of(key), self.of(item)) for key, item in dict.items(value)]
+            number = dict.__len__(value)
+            keys, items = self._all(dict.keys(value), number), self._all(dict.values(value), number)
+            pairs = zip(keys, items, strict=True)
             return _unordered(pairs) if cls is dict else tuple(pairs)
         for sequence in _SEQUENCES:
             if issubclass(cls, sequence):
-                return tuple([self.of(item) for item in sequence.__iter__(value)])
+                return tuple(self._all(sequence.__iter__(value), sequence.__len__(value)))
         for unordered in _SETS:
             if issubclass(cls, unordered):
-                return _unordered([self.of(item) for item in unordered.__iter__(value)])
+                return _unordered(self._all(unordered.__iter__(value), unordered.__len__(value)))
         if issubclass(cls, bytearray):
             if bytearray.__len__(value) > _MAX_BYTES:
                 raise _TooLarge
             return bytes(value)
-        if cls in _MULTIDICTS:
+        if issubclass(cls, _MULTIDICTS):
             return tuple([(name, self.of(item)) for name, item in value.items()])
+        if issubclass(cls, functools.partial):
+            return self.of((value.func, value.args, value.keywords))
+        if issubclass(cls, BaseException):
+            return self.of(value.args)
         return None
 
     def _of_object(self, value: Any, cls: type) -> Hashable:
         hashes: object = cls.__hash__  # None where the class defines equality alone: it can be changed
-        if _holds_more_than_attributes(cls):
-            if hashes is None:
-                return _Itself(value)
-            return cls, _Leaf(value), self._attributes(value, cls)
-        return cls, self._attributes(value, cls)
+        if hashes is not None:
+            try:
+                if not _is_proxy(cls):
+                    hash(value)
+                return _Leaf(value)
+            except TypeError:
+                pass  # there is something in it that can be changed
+        return _Itself(value) if _holds_more_than_attributes(cls) else (cls, self._attributes(value, cls))
 
     def _attributes(self, value: Any, cls: type) -> Hashable:
         found: list[tuple[Hashable, Hashable]] = []
+        beside = _beside_the_point(cls)
         for slot in _slots_of(cls):
             try:
                 item = slot.__get__(value, cls)
             except AttributeError:
                 continue
-            found.append((slot.__name__, self.of(item)))
+            if slot.__name__ not in beside:
+                found.append((slot.__name__, self.of(item)))
         try:
             attributes = object.__getattribute__(value, "__dict__")
         except AttributeError:
             pass
         else:
-            found += [(name, self.of(item)) for name, item in dict.items(attributes)]
+            found += [(name, self.of(item)) for name, item in dict.items(attributes) if name not in beside]
         return _unordered(found)
 
 
@@ -207,6 +241,28 @@ def _unordered(parts: Iterable[Hashable]) -> Hashable:
     except TypeError:
         # Something in it is not hashable: only what was put there in the same order is equal.
         return parts
+
+
+@functools.lru_cache(maxsize=256)
+def _is_proxy(cls: type) -> bool:
+    """Whether objects of a class may stand for others, which they make when they are asked for something."""
+    getattribute: object = cls.__getattribute__
+    return getattribute is not object.__getattribute__ or hasattr(cls, "__getattr__") or "__class__" in vars(cls)
+
+
+@functools.lru_cache(maxsize=256)
+def _beside_the_point(cls: type) -> frozenset[str]:
+    """Attributes that are only kept for later, or that a class says are not a part of its equality."""
+    names = {
+        name
+        for parent in cls.__mro__
+        for name, member in vars(parent).items()
+        if isinstance(member, functools.cached_property)
+    }
+    fields: dict[str, Any] = getattr(cls, "__dataclass_fields__", {})
+    names.update(name for name, declared in fields.items() if not declared.compare)
+    names.update(declared.name for declared in getattr(cls, "__attrs_attrs__", ()) if not declared.eq)
+    return frozenset(names)
 
 
 @functools.lru_cache(maxsize=256)
