@@ -190,7 +190,11 @@ class ReduceMiddleware:
             response = await handler(request)
         except BaseException as exception:
             _aiohttp.take_back(request, run)
-            self._raised(run.flight or table.meet(target, run), task, cancelling, run, known, exception)
+            counters.errors += is_error(exception)
+            last_call = self._clock() - now > LAST_CALL_AFTER
+            flight = run.flight or table.meet(target, run)
+            self._end(flight, task, cancelling, run, known, exception, raised=True, last_call=last_call)
+            settings.tell("on_exception_for", request, known, exception)
             del flight, run, state  # the flight may hold the exception, which holds this frame
             raise
         finally:
@@ -202,48 +206,33 @@ class ReduceMiddleware:
             if flights.get(target) is run:
                 del flights[target]
         else:
-            self._returned(flight or table.meet(target, run), task, cancelling, run, known, response, last_call)
+            flight = flight or table.meet(target, run)
+            self._end(flight, task, cancelling, run, known, response, raised=False, last_call=last_call)
         if told:
             settings.tell("on_result_for", request, known, response)
         return response
 
-    def _returned(
+    def _end(
         self,
         flight: RequestFlight,
         task: "Task[Any]",
         cancelling: int,
         run: RecordedHeaders,
         known: Route,
-        response: Any,
+        result: Any,
+        *,
+        raised: bool,
         last_call: bool,
     ) -> None:
-        last_call = last_call and flight.passes is None
-        if not last_call and not flight.waiters and flight.passes is None:
-            flight.close()
-        elif left(task, cancelling, run.request, None):
+        """End a flight that somebody has met, or may still meet at its last call, or that has a pass marker."""
+        passes = flight.passes is not None
+        last_call = last_call and not passes
+        if left(task, cancelling, run.request, result if raised else None):
             flight.abandon(0)
-        else:
-            land(self._settings, flight, 0, run, known.counters, response, raised=False, last_call=last_call)
-
-    def _raised(
-        self,
-        flight: RequestFlight,
-        task: "Task[Any]",
-        cancelling: int,
-        run: RecordedHeaders,
-        known: Route,
-        exception: BaseException,
-    ) -> None:
-        settings = self._settings
-        known.counters.errors += is_error(exception)
-        last_call = self._clock() - flight.opened > LAST_CALL_AFTER and flight.passes is None
-        if left(task, cancelling, run.request, exception):
-            flight.abandon(0)
-        elif flight.waiters or last_call or flight.passes is not None:
-            land(settings, flight, 0, run, known.counters, exception, raised=True, last_call=last_call)
+        elif flight.waiters or last_call or passes:
+            land(self._settings, flight, 0, run, known.counters, result, raised=raised, last_call=last_call)
         else:
             flight.close()
-        settings.tell("on_exception_for", run.request, known, exception)
 
     def _bypass_reason(
         self, request: web.Request, method: str, headers: MultiMapping[str], known: Route
