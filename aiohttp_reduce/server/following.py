@@ -172,7 +172,6 @@ class Follower(Waiter[Outcome]):
                 counters.errors += is_error(exception)
                 mark_not_collapsed(exception, settings.cache_status)
                 settings.tell("on_exception_for", request, self.route, exception)
-                del run  # its flight may hold the exception, which holds this frame
                 raise
         else:
             if run is not None:
