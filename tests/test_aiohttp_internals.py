@@ -9,7 +9,7 @@ from aiohttp import EMPTY_PAYLOAD, web
 from aiohttp.test_utils import make_mocked_request
 
 from aiohttp_reduce import _aiohttp
-from aiohttp_reduce.server.identity import REMOTE
+from aiohttp_reduce._aiohttp import REMOTE
 from aiohttp_reduce.server.reads import RecordedHeaders, RecordedState
 from tests.harness import Gate, Start
 

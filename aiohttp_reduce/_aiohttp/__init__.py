@@ -5,6 +5,8 @@ fails where one of them goes or changes its meaning.
 """
 
 from .lending import (
+    EVERYTHING,
+    REMOTE,
     item_name,
     kept_names,
     lend,
@@ -46,6 +48,8 @@ from .responses import (
 )
 
 __all__ = [
+    "EVERYTHING",
+    "REMOTE",
     "UNROUTED",
     "at_the_door",
     "before_answer",

@@ -7,15 +7,20 @@ from aiohttp import web
 
 from .requests import remote_of
 
+EVERYTHING: Final = ""
+"""Stands among the names of headers that were looked at where all were: no header is named so."""
+REMOTE: Final = "(remote)"
+"""Stands there for `request.remote`: no header is named so."""
+
 _EMPTY: Final[dict[Any, Any]] = {}
 
 # What `reify` (3.0) keeps in a request's `_cache` of that which says more than one header, by what it says.
 _SAYS: Final = {
-    "raw_headers": "",
-    "message": "",
+    "raw_headers": EVERYTHING,
+    "message": EVERYTHING,
     "forwarded": "forwarded",
     "keep_alive": "connection",
-    "remote": "(remote)",
+    "remote": REMOTE,
 }
 # What it keeps of single headers: it asks for them by name, when it is first looked up.
 _KEPT: Final = {
@@ -101,16 +106,17 @@ def _unlink(request: web.BaseRequest, headers: Any) -> None:
 
     So it is where an outer middleware runs one request twice at once, or an inner one leaves a task behind.
     """
-    upper: Any = request._headers
-    while type(upper) is type(headers) and upper.under is not headers:
-        upper = upper.under
-    if type(upper) is type(headers):
-        upper.under = headers.under
-    upper = request._state
-    while type(upper.under) is type(upper) and upper.under.headers is not headers:
-        upper = upper.under
-    if type(upper.under) is type(upper):
-        upper.under = upper.under.under
+    _take_out(request._headers, lambda one: one is headers)
+    _take_out(request._state, lambda one: one.headers is headers)
+
+
+def _take_out(upper: Any, is_gone: Callable[[Any], bool]) -> None:
+    under: Any = getattr(upper, "under", None)
+    while type(under) is type(upper):
+        if is_gone(under):
+            upper.under = under.under
+            return
+        upper, under = under, getattr(under, "under", None)
 
 
 def lent(request: web.BaseRequest) -> tuple[Any, Any]:

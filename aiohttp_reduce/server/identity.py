@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from .. import _aiohttp
+from .._aiohttp import EVERYTHING, REMOTE
 
 TRACING_HEADERS: Final = frozenset({
     "traceparent", "tracestate", "baggage", "b3", "X-B3-*", "X-Request-ID", "X-Correlation-ID", "Request-ID",
@@ -53,11 +54,6 @@ class Names:
 
 
 TRACING: Final = Names(TRACING_HEADERS, fold=True)
-
-EVERYTHING: Final = ""
-"""Stands among the names of headers that were looked at where all were: no header is named so."""
-REMOTE: Final = "(remote)"
-"""Stands there for `request.remote`: no header is named so."""
 
 _COOKIE: Final = "cookie"
 _PLAIN_COOKIE: Final = re.compile(rb" ?([A-Za-z0-9_.-]+)=[^\x00-\x20\x7f-\xff\",;\\]*\Z")

@@ -11,8 +11,9 @@ from aiohttp import web
 from multidict import CIMultiDictProxy, MultiMapping
 
 from .. import _aiohttp
+from .._aiohttp import EVERYTHING, REMOTE
 from ..stats import Unshared
-from .identity import EVERYTHING, REMOTE, TRACING, Selection
+from .identity import TRACING, Selection
 from .values import MISSING, frozen, is_same
 
 

@@ -15,8 +15,9 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from .. import _aiohttp
+from .._aiohttp import REMOTE
 from ..async_reduce_core import Flight, FlightTable
-from .identity import REMOTE, Selection
+from .identity import Selection
 from .last_call import LastCall
 from .passes import PassMarkers
 from .reads import RecordedHeaders
