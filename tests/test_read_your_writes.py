@@ -232,7 +232,7 @@ def test_2_5_forget_takes_a_decoded_path(path: Any, error: type[Exception]) -> N
 
 
 async def test_2_5_many_written_paths_cost_bounded_memory(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiohttp_reduce.server.table._MAX_WRITTEN", 10)
+    monkeypatch.setattr("aiohttp_reduce.writes._MAX_WRITES", 10)
     server, gate, values = await store(serve)
     assert server.middleware is not None
     before = await server.send("/hot")
@@ -240,7 +240,7 @@ async def test_2_5_many_written_paths_cost_bounded_memory(serve: Start, monkeypa
     for number in range(25):
         server.middleware.forget(f"/cold/{number}")
     (table,) = server.middleware._tables.values()
-    assert len(table._written) <= 10
+    assert len(table.writes) <= 10
     values["value"] = "new"
     # More than can be told apart were written: every flight is closed, none wrongly kept open.
     after = await server.send("/hot")
@@ -285,4 +285,4 @@ async def test_2_5_writes_without_any_flight_leave_nothing(serve: Start) -> None
     assert server.middleware is not None
     for number in range(5):
         await server.get(f"/{number}", method="POST")
-    assert all(not table._written for table in server.middleware._tables.values())
+    assert all(not table.writes for table in server.middleware._tables.values())

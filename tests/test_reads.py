@@ -27,7 +27,8 @@ from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiMapping
 from yarl import URL
 
 from aiohttp_reduce import reduce_middleware
-from aiohttp_reduce.server.identity import DEFAULT_IGNORE_HEADERS, TRACING_HEADERS
+from aiohttp_reduce.headers import TRACING_HEADERS
+from aiohttp_reduce.server.identity import DEFAULT_IGNORE_HEADERS
 from aiohttp_reduce.server.routes import MAX_LEARNED, REMEMBERED_FOR, Route
 from aiohttp_reduce.stats import Counters
 from tests.harness import Start, app_with, eventually

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import payload, web
 
 from aiohttp_reduce import reduce_middleware
+from aiohttp_reduce.failures import copied
 from aiohttp_reduce.server import ReduceMiddleware
-from aiohttp_reduce.server.replay import copied
 from tests.harness import Connection, Gate, Reply, Server, Start, app_with, eventually
 
 

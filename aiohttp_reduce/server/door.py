@@ -16,10 +16,9 @@ from aiohttp import EMPTY_PAYLOAD, hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import MultiMapping
 
-from .. import _aiohttp
+from .. import _aiohttp, arguments
 from ..async_reduce_core import typed
 from ..stats import Bypass, Stats, Unshared
-from . import options
 from .following import Follower
 from .last_call import LAST_CALL_AFTER
 from .leading import Keyed, Settings, is_error, land, left
@@ -90,7 +89,7 @@ class ReduceMiddleware:
         `path` is the decoded path, as in `request.path`. Whoever already waits keeps the old flight.
         Raises TypeError or ValueError for anything but a path.
         """
-        if options.path("path", path) is None:
+        if arguments.path("path", path) is None:
             raise TypeError("path takes a decoded path such as '/news', got None")
         self._wrote(path)
 
@@ -262,7 +261,7 @@ class ReduceMiddleware:
 
     async def _bypass(self, request: web.Request, handler: Handler, known: Route, reason: Bypass) -> web.StreamResponse:
         known.counters.count_bypass(reason)
-        if request.method not in options.SAFE_METHODS and request.match_info.http_exception is None:
+        if request.method not in arguments.SAFE_METHODS and request.match_info.http_exception is None:
             self._watch_write(request)
         return await handler(request)
 

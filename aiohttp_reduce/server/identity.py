@@ -8,13 +8,7 @@ from aiohttp import hdrs, web
 
 from .. import _aiohttp
 from .._aiohttp import EVERYTHING, REMOTE
-
-TRACING_HEADERS: Final = frozenset({
-    "traceparent", "tracestate", "baggage", "b3", "X-B3-*", "X-Request-ID", "X-Correlation-ID", "Request-ID",
-    "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "sentry-trace", "uber-trace-id", "X-Datadog-*", "newrelic",
-    "X-Request-Start", "X-Amz-Cf-Id", "Fly-Request-Id", "X-Azure-Ref", "X-Varnish", "CF-Ray",
-})  # fmt: skip
-"""Headers that name one request in a trace."""
+from ..headers import TRACING, TRACING_HEADERS, Names
 
 DEFAULT_IGNORE_HEADERS: Final = frozenset({
     # Connection management. (Upgrade other than websocket is served by aiohttp as an ordinary request.)
@@ -35,25 +29,6 @@ DEFAULT_IGNORE_COOKIES: Final = frozenset({"_ga*", "_gid", "_gat*", "_gcl_*", "_
 _MAX_NAMES: Final = 4096
 _MAX_NAME: Final = 64
 
-
-class Names:
-    """A set of names, some of them with a trailing `*`; compared in lower case if `fold`."""
-
-    __slots__ = ("_exact", "_fold", "_prefixes")
-
-    def __init__(self, names: Iterable[str], *, fold: bool) -> None:
-        folded = [name.lower() if fold else name for name in names]
-        self._exact = frozenset(name for name in folded if not name.endswith("*"))
-        self._prefixes = tuple(name[:-1] for name in folded if name.endswith("*"))
-        self._fold = fold
-
-    def __contains__(self, name: str) -> bool:
-        if self._fold:
-            name = name.lower()
-        return name in self._exact or name.startswith(self._prefixes)
-
-
-TRACING: Final = Names(TRACING_HEADERS, fold=True)
 
 _COOKIE: Final = "cookie"
 _PLAIN_COOKIE: Final = re.compile(rb" ?([A-Za-z0-9_.-]+)=[^\x00-\x20\x7f-\xff\",;\\]*\Z")

@@ -5,9 +5,9 @@ from collections.abc import Callable, Hashable, Iterable
 
 from aiohttp import web
 
+from .. import arguments
 from ..async_reduce_core import BaseHooks
 from ..async_reduce_core.hooks import check_hooks
-from . import options
 from .access import local_only
 from .door import Access, ReduceMiddleware
 from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, Selection
@@ -59,32 +59,32 @@ def reduce_middleware(
     a wrong argument, naming it and what it takes.
     """
     if headers is not None:
-        headers = options.header_names("headers", headers, wildcards=False)
+        headers = arguments.header_names("headers", headers, wildcards=False)
     selection = Selection(
         headers,
-        options.header_names("ignore_headers", ignore_headers, wildcards=True),
-        options.cookie_names("ignore_cookies", ignore_cookies),
+        arguments.header_names("ignore_headers", ignore_headers, wildcards=True),
+        arguments.cookie_names("ignore_cookies", ignore_cookies),
     )
-    key = options.function("key", key, "of the request that returns something hashable")
+    key = arguments.function("key", key, "of the request that returns something hashable")
     check_hooks(hooks, "hooks")
     if not callable(stats_access):
         raise TypeError(f"stats_access takes a function of the request, sync or async, got {stats_access!r}")
     settings = Settings(
         selection=selection,
-        share=options.function("share", share, "of the request and its response that returns a bool or None"),
-        ignore_state=options.state_keys("ignore_state", ignore_state),
-        max_wait=options.seconds("max_wait", max_wait),
-        cache_status=options.cache_status(cache_status),
+        share=arguments.function("share", share, "of the request and its response that returns a bool or None"),
+        ignore_state=arguments.state_keys("ignore_state", ignore_state),
+        max_wait=arguments.seconds("max_wait", max_wait),
+        cache_status=arguments.cache_status(cache_status),
         hooks=hooks,
         has_key=key is not None,
         clock=time.monotonic,
     )
     return ReduceMiddleware(
         settings,
-        methods=options.methods(methods),
+        methods=arguments.methods(methods),
         key=key,
-        when=options.function("when", when, "of the request that returns a bool"),
-        max_age=options.seconds("max_age", max_age),
-        stats_path=options.path("stats_path", stats_path),
+        when=arguments.function("when", when, "of the request that returns a bool"),
+        max_age=arguments.seconds("max_age", max_age),
+        stats_path=arguments.path("stats_path", stats_path),
         stats_access=stats_access,
     )

@@ -12,8 +12,9 @@ from multidict import CIMultiDictProxy, MultiMapping
 
 from .. import _aiohttp
 from .._aiohttp import EVERYTHING, REMOTE
+from ..headers import TRACING
 from ..stats import Unshared
-from .identity import TRACING, Selection
+from .identity import Selection
 from .values import MISSING, frozen, is_same
 
 

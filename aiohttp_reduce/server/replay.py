@@ -3,7 +3,6 @@
 An outcome never changes once it is captured, and never holds what belongs to one request only.
 """
 
-import copy
 import logging
 import re
 import time
@@ -15,10 +14,12 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from .. import _aiohttp
+from ..failures import copied
+from ..headers import TRACING
 from ..policy import SHARED, Verdict, judge
 from ..stats import Unshared
 from .compression import SharedCompression
-from .identity import TRACING, Selection
+from .identity import Selection
 from .reads import Reads, same_lines
 
 logger = logging.getLogger("aiohttp_reduce")
@@ -292,23 +293,6 @@ def _remove_trace(headers: CIMultiDict[str], leader: web.Request) -> None:
             repeats = _TRACE_NAME.search(name) and values.intersection(headers.getall(name, ()))
             if name.lower() in names or repeats:
                 headers.popall(name, None)
-
-
-def copied(exception: BaseException) -> BaseException:
-    """A copy of the exception without its notes and context, or the exception itself where copying fails."""
-    try:
-        twin = copy.copy(exception)
-        faithful = type(twin) is type(exception) and twin.args == exception.args and str(twin) == str(exception)
-    except Exception:
-        return exception
-    if twin is exception or not faithful:
-        return exception
-    twin.__dict__.pop("__notes__", None)
-    for name, value in twin.__dict__.items():
-        twin.__dict__[name] = _aiohttp.own(value)
-    twin.__cause__ = exception.__cause__
-    twin.__suppress_context__ = exception.__suppress_context__
-    return twin
 
 
 def mark_not_collapsed(response: Any, cache_status: str | None) -> None:

@@ -7,25 +7,22 @@ identity, so that a lookup is never a scan.
 """
 
 import math
-import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import hdrs, web
 
 from .. import _aiohttp
 from .._aiohttp import REMOTE
 from ..async_reduce_core import Flight, FlightTable
+from ..writes import Writes
 from .identity import Selection
 from .last_call import LastCall
 from .passes import PassMarkers
 from .reads import RecordedHeaders
 from .replay import Outcome
 from .routes import Route
-
-# So many recently written paths are remembered one by one; with more, a write closes every flight.
-_MAX_WRITTEN: Final = 10_000
 
 
 class RequestFlight(Flight[Outcome]):
@@ -50,7 +47,7 @@ class RequestFlight(Flight[Outcome]):
 class RequestTable(FlightTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "_writing", "_written", "_written_all", "crowds", "last_call", "max_age", "passes")
+    __slots__ = ("_selection", "crowds", "last_call", "max_age", "passes", "writes")
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
@@ -62,10 +59,8 @@ class RequestTable(FlightTable[Outcome]):
         # How many flights stand under their full identity, by target.
         self.crowds: dict[str, int] = {}
         self.passes = PassMarkers()
-        # When the answer to an unsafe request was sent, by decoded path, oldest first.
-        self._written: dict[str, float] = {}
-        self._written_all = -math.inf
-        self._writing = threading.Lock()
+        # When the answer to an unsafe request was sent, by decoded path.
+        self.writes = Writes(max_age)
 
     def find(
         self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, route: Route
@@ -90,9 +85,7 @@ class RequestTable(FlightTable[Outcome]):
 
     def admits(self, flight: RequestFlight, now: float) -> bool:
         """Whether a request that comes now may join: not too old, and not from before an answered write."""
-        if now >= flight.closes or flight.opened <= self._written_all:
-            return False
-        return not self._written or self._written.get(flight.subject.path, -math.inf) < flight.opened
+        return now < flight.closes and self.writes.allow(flight.subject.path, flight.opened)
 
     def open(
         self,
@@ -155,22 +148,7 @@ class RequestTable(FlightTable[Outcome]):
 
     def wrote(self, path: str, now: float) -> None:
         """An unsafe request on the path is answered now: no flight begun before admits anyone any more."""
-        written = self._written
-        # The write may be another loop's, in another thread; those who read look up one key at a time.
-        with self._writing:
-            while written:
-                oldest = next(iter(written))
-                if written[oldest] >= now - self.max_age:
-                    break
-                del written[oldest]  # whatever was begun before it is too old to be joined anyway
-            written.pop(path, None)
-            if not self.flights:
-                return
-            if len(written) >= _MAX_WRITTEN:
-                self._written_all = now
-                written.clear()
-            else:
-                written[path] = now
+        self.writes.note(path, now, matters=bool(self.flights))
 
     def _same(
         self,

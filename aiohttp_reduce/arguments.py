@@ -1,4 +1,4 @@
-"""The checks of the arguments of `reduce_middleware`: each error names the argument and what it takes."""
+"""The checks of arguments, for both sides: each error names the argument and what it takes."""
 
 import inspect
 import math

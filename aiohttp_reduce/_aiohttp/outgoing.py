@@ -1,0 +1,179 @@
+"""What we ask of an outgoing request, and of the handler that sends it, beyond what aiohttp promises."""
+
+from collections.abc import Hashable
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+from aiohttp import ClientRequest, ClientResponse, ClientSession, ClientTimeout
+from aiohttp.helpers import TimerNoop
+from yarl import URL
+
+if TYPE_CHECKING:
+    from aiohttp.tracing import Trace
+
+NO_TIMER: Final = TimerNoop()
+"""Stands for a caller's timer (`TimerContext`, 3.0) where what it timed belongs to several callers."""
+
+# The innermost handler that a client middleware is given, and those of its closure cells that are not options of
+# how the response is read (3.12).
+_INNERMOST: Final = "_connect_and_send_request"
+_TIMEOUT: Final = "real_timeout"
+_NO_OPTIONS: Final = frozenset({"self", "timer", "traces", _TIMEOUT})
+# Those that must be there; another one that a later aiohttp adds is compared too.
+_OPTIONS: Final = frozenset(
+    {"read_until_eof", "auto_decompress", "read_bufsize", "max_line_size", "max_field_size"}
+)  # fmt: skip
+
+
+class CallOptions(NamedTuple):
+    """What one call said beside its request.
+
+    `reading` are the options that decide how the response is read; `timeout` is the call's own.
+    """
+
+    reading: Hashable
+    timeout: ClientTimeout
+
+
+class _Cells(NamedTuple):
+    options: tuple[int, ...]
+    timeout: int
+
+
+_cells_of_code: WeakKeyDictionary[CodeType, _Cells | None] = WeakKeyDictionary()
+
+
+def call_options(handler: Any) -> CallOptions | None:
+    """The options of the call that this handler sends; None where they cannot be read.
+
+    They are closure cells of aiohttp's innermost handler (`ClientSession._request`, 3.12), and stand nowhere else.
+    Any other function is another middleware's, further in than ours.
+    """
+    code = getattr(handler, "__code__", None)
+    if code is None:
+        return None
+    try:
+        cells = _cells_of_code[code]
+    except KeyError:
+        cells = _cells_of_code[code] = _find_cells(handler, code)
+    if cells is None:
+        return None
+    closure = handler.__closure__
+    timeout = closure[cells.timeout].cell_contents
+    return CallOptions(tuple([closure[index].cell_contents for index in cells.options]), timeout)
+
+
+def _find_cells(handler: Any, code: CodeType) -> _Cells | None:
+    names = code.co_freevars
+    if code.co_name != _INNERMOST or handler.__module__ != "aiohttp.client":
+        return None
+    if not _OPTIONS.issubset(names) or not _NO_OPTIONS.issubset(names):
+        return None
+    return _Cells(tuple(index for index, name in enumerate(names) if name not in _NO_OPTIONS), names.index(_TIMEOUT))
+
+
+def sends_in_its_own_way(request: ClientRequest) -> bool:
+    """Whether the request's class, or the object itself, replaces how a request is sent, or whereto.
+
+    A `request_class` may do anything in there, and nobody knows with what of its own.
+    """
+    cls = type(request)
+    return cls is not ClientRequest and (
+        any(getattr(cls, name) is not getattr(ClientRequest, name) for name in _SENDING)
+        or not vars(request).keys().isdisjoint(_SENDING)
+    )
+
+
+_SENDING: Final = ("send", "write_bytes", "connection_key", "is_ssl", "ssl", "host", "port")
+
+
+def session_of(request: ClientRequest) -> ClientSession:
+    """The session of a request. (`ClientRequest.session` is 3.12.3's.)"""
+    return request._session
+
+
+def traces_of(request: ClientRequest) -> "list[Trace]":
+    """The caller's traces (3.0)."""
+    return request._traces
+
+
+def awaits_continue(request: ClientRequest) -> bool:
+    """Whether the request waits for an interim answer: `_continue` is behind `expect100` and the Expect header."""
+    return request._continue is not None
+
+
+def has_upload_tracker(request: ClientRequest) -> bool:
+    """Whether the caller watches the upload (`_upload_tracker`, 3.14)."""
+    return getattr(request, "_upload_tracker", None) is not None
+
+
+def has_body(request: ClientRequest) -> bool:
+    """Whether the request has a body, or is going to write one in chunks. (`body` is b"" without; 3.12.)"""
+    return bool(request.chunked) or request._body is not None
+
+
+def way_of(request: ClientRequest) -> Hashable:
+    """Whereto and how the request goes, beside its URL: proxy and TLS (`_ssl`: 3.0). None for the ordinary way."""
+    if request.proxy is None and request._ssl is True and request.server_hostname is None:
+        return None
+    proxy_headers = request.proxy_headers
+    return (
+        request.proxy,
+        request.proxy_auth,
+        None if proxy_headers is None else tuple(proxy_headers.items()),
+        # By identity: contexts and fingerprints define no equality.
+        (type(request._ssl), request._ssl),
+        request.server_hostname,
+    )
+
+
+def for_a_flight(request: ClientRequest) -> ClientRequest:
+    """A copy of the request that sends the same, and is nobody's: with headers of its own and without a timer.
+
+    `send()` adds to the headers, and so may a middleware further out while others wait; `_timer` (3.0) is
+    entered by whoever reads the head.
+    """
+    cls = type(request)
+    copy: ClientRequest = cls.__new__(cls)
+    attributes = copy.__dict__
+    attributes.update(request.__dict__)
+    attributes["headers"] = request.headers.copy()
+    attributes["_timer"] = NO_TIMER
+    return copy
+
+
+def was_sent(request: ClientRequest) -> bool:
+    """Whether a connection was made and the request written: `send()` then sets `response` (3.0)."""
+    return request.response is not None
+
+
+def take_timer_from(response: ClientResponse) -> None:
+    """Let the body be read by nobody's clock.
+
+    The innermost handler gives the caller's timer to the parser (closure cell `timer`), and that to the reader
+    that it makes (`StreamReader._timer`, 3.0).
+    """
+    content = response.content
+    if hasattr(content, "_timer"):  # the empty reader, which all share, has none
+        content._timer = NO_TIMER
+
+
+def give_timer_to(response: ClientResponse, request: ClientRequest) -> None:
+    """Let the body be read by this caller's clock, as if its own request had fetched it."""
+    response._timer = request._timer
+    content = response.content
+    if hasattr(content, "_timer"):
+        content._timer = request._timer
+    response._traces = request._traces
+    request.response = response  # type: ignore[assignment]
+
+
+def absolute_url(session: ClientSession, url: str | URL) -> URL:
+    """The URL that a call with `url` goes to (`_build_url`, 3.0). Raises ValueError where it is none."""
+    return session._build_url(url)
+
+
+def middlewares_of(session: ClientSession) -> tuple[Any, ...]:
+    """The session's own client middlewares (`_middlewares`, 3.12); there is no public way to ask."""
+    return tuple(session._middlewares)

@@ -1,0 +1,345 @@
+"""The broadcast: one producer of bytes, many consumers, bounded memory. Knows nothing of HTTP.
+
+Every consumer reads from byte 0 at its own pace, also one that joined midway. Chunks are kept by reference, never
+copied, in one log for all. While the broadcast is open the log keeps everything, for those who may still join; once
+it is closed, what everybody has read is dropped. The producer asks `fits` before each `feed`, and waits for `room`
+where the answer is no.
+
+A consumer takes chunks, and says how far it has read of what it took: only that counts. One that has read all that
+there is *starves*, until there is more. While the producer is blocked, somebody starves and somebody else does not,
+a clock runs; once it has run for `stall_timeout` seconds in all, those who are the furthest behind are cut off: any
+number of slow consumers share that one time.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+# What a chunk costs beside its bytes: a flood of tiny ones must not hold more memory than is counted.
+CHUNK_OVERHEAD: Final = 128
+# Where it is not its own limit that blocks a producer but the one for all broadcasts, everybody reads chunk by
+# chunk, and each is the slowest at some moment: nobody is cut off before so many seconds at a stretch.
+_GRACE: Final = 0.1
+
+
+class Budget:
+    """The bytes that several broadcasts may keep together."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.used = 0
+
+
+class StalledError(Exception):
+    """This consumer read so slowly that it held the others up, and was cut off."""
+
+
+class Chunk:
+    """A piece of the stream. `ends_part` says that a part of it (an HTTP chunk, say) ends with this piece."""
+
+    __slots__ = ("_cost", "_end", "_unread", "data", "ends_part")
+
+    def __init__(self, data: bytes, ends_part: bool, cost: int, end: int, unread: int) -> None:
+        self.data = data
+        self.ends_part = ends_part
+        self._cost = cost
+        self._end = end
+        # How many consumers have not read it yet.
+        self._unread = unread
+
+
+class Broadcast:
+    """One producer's bytes for many consumers.
+
+    - `max_buffer`: the most bytes that are kept, and by which the producer runs ahead of the slowest consumer.
+    - `budget`: what this broadcast and others may keep together; where it is spent, nobody can join any more, and
+      the producer waits until all that there is was read.
+    - `stall_timeout`: seconds for which slow consumers may hold up starving ones, summed over the broadcast.
+    - `on_close` is called once when nobody can join any more, `on_desert` when the last consumer left before the end.
+    """
+
+    __slots__ = (
+        "_budget", "_consumers", "_dropped", "_held", "_log", "_loop", "_max_buffer", "_room", "_size", "_stall_left",
+        "_stall_timer", "_stalled_since", "_starving", "_total", "_waiting", "ended", "exception", "is_open",
+        "on_close", "on_desert",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_buffer: float,
+        budget: Budget,
+        stall_timeout: float = 5.0,
+        on_close: Callable[[], None] | None = None,
+        on_desert: Callable[[], None] | None = None,
+    ) -> None:
+        self.is_open = True
+        self.ended = False
+        self.exception: BaseException | None = None
+        self.on_close = on_close
+        self.on_desert = on_desert
+        self._loop = loop
+        self._max_buffer = max_buffer
+        self._budget = budget
+        self._log: deque[Chunk] = deque()
+        # How many chunks were dropped from the front, how many bytes the log holds, how many were ever fed.
+        self._dropped = 0
+        self._held = 0
+        self._total = 0
+        self._consumers: dict[Consumer, None] = {}
+        # Those who took all that there is, and are to be told of more; and how many have read all of it.
+        self._waiting: dict[Consumer, None] = {}
+        self._starving = 0
+        # Set while the producer waits for room for `_size` bytes.
+        self._room: asyncio.Future[None] | None = None
+        self._size = 0
+        self._stall_left = stall_timeout
+        self._stalled_since: float | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def consumers(self) -> int:
+        """How many have joined and neither left nor come to the end."""
+        return len(self._consumers)
+
+    @property
+    def held(self) -> int:
+        """The bytes that the log holds, with what each chunk costs beside."""
+        return self._held
+
+    @property
+    def total(self) -> int:
+        """The bytes that were fed."""
+        return self._total
+
+    # The producer's side.
+
+    def fits(self, size: int) -> bool:
+        """Whether a chunk of so many bytes may be fed now; closes the broadcast where that makes room."""
+        if self._fits(size):
+            return True
+        if self.is_open:
+            self.close()
+            return self._fits(size)
+        return False
+
+    async def room(self, size: int) -> None:
+        """Wait until a chunk of so many bytes fits. Only one may wait at a time."""
+        while not self.fits(size):
+            self._size = size
+            self._room = self._loop.create_future()
+            self._watch_for_stall()
+            try:
+                await self._room
+            finally:
+                self._room = None
+                self._stop_stall()
+
+    def feed(self, data: bytes, *, ends_part: bool = False) -> None:
+        """Add a chunk; empty only where it ends a part. Consumers that wait for it are told before this returns."""
+        consumers = len(self._consumers)
+        if not consumers and not self.is_open:
+            return
+        self._total += len(data)
+        cost = len(data) + CHUNK_OVERHEAD
+        self._held += cost
+        self._budget.used += cost
+        self._log.append(Chunk(data, ends_part, cost, self._total, consumers))
+        self._starving = 0
+        self._tell_waiting()
+
+    def finish(self) -> None:
+        """The stream is complete."""
+        if self.exception is None:
+            self.ended = True
+            self.close()
+            self._tell_waiting()
+
+    def fail(self, exception: BaseException) -> None:
+        """The stream broke: nobody gets any more of it."""
+        if self.ended or self.exception is not None:
+            return
+        self.exception = exception
+        self.close()
+        consumers, self._consumers, self._waiting, self._starving = self._consumers, {}, {}, 0
+        self._drop_all()
+        self._wake_producer()
+        for consumer in consumers:
+            consumer.exception = exception
+            consumer.on_ready()
+
+    def close(self) -> None:
+        """Nobody joins any more, and what everybody has read is dropped."""
+        if self.is_open:
+            self.is_open = False
+            self._trim()
+            if self.on_close is not None:
+                on_close, self.on_close = self.on_close, None
+                on_close()
+
+    # The consumers' side.
+
+    def join(self, on_ready: Callable[[], None]) -> "Consumer":
+        """A consumer that reads from byte 0. `on_ready` is called when there is something new for it.
+
+        Raises RuntimeError if the broadcast is closed: look at `is_open` first.
+        """
+        if not self.is_open:
+            raise RuntimeError("this broadcast is closed")
+        consumer = Consumer(self, on_ready)
+        self._consumers[consumer] = None
+        for chunk in self._log:
+            chunk._unread += 1
+        if not self._log:
+            self._starving += 1
+            self._waiting[consumer] = None
+        return consumer
+
+    def _take(self, consumer: "Consumer") -> Chunk | None:
+        index = consumer._taken - self._dropped
+        if index < len(self._log):
+            consumer._taken += 1
+            return self._log[index]
+        if self.ended:
+            self._leave(consumer)
+            consumer.at_end = True
+        elif consumer in self._consumers:
+            self._waiting[consumer] = None
+        return None
+
+    def _pass(self, consumer: "Consumer", offset: int) -> None:
+        log = self._log
+        index = consumer._passed - self._dropped
+        taken = consumer._taken - self._dropped
+        before = index
+        while index < taken and log[index]._end <= offset:
+            log[index]._unread -= 1
+            index += 1
+        if index != before:
+            consumer._passed = index + self._dropped
+            self._starving += index == len(log)
+            if not self.is_open:
+                self._trim()
+            if self._room is not None:
+                self._watch_for_stall()
+
+    def _leave(self, consumer: "Consumer") -> None:
+        if consumer not in self._consumers:
+            return
+        del self._consumers[consumer]
+        self._waiting.pop(consumer, None)
+        first = consumer._passed - self._dropped
+        self._starving -= first == len(self._log)
+        for index in range(first, len(self._log)):
+            self._log[index]._unread -= 1
+        if not self.is_open:
+            self._trim()
+        if self._stalled_since is not None and not self._starving:
+            self._stop_stall()
+        if not self._consumers and not self.ended:
+            self._wake_producer()
+            if self.on_desert is not None:
+                self.on_desert()
+
+    # What both move.
+
+    def _fits(self, size: int) -> bool:
+        if not self._log and not self.is_open:
+            return True  # all that there is was read: the next chunk goes straight through
+        cost = size + CHUNK_OVERHEAD
+        return self._held + cost <= self._max_buffer and self._budget.used + cost <= self._budget.limit
+
+    def _trim(self) -> None:
+        log = self._log
+        freed = 0
+        while log and not log[0]._unread:
+            freed += log.popleft()._cost
+            self._dropped += 1
+        if freed:
+            self._held -= freed
+            self._budget.used -= freed
+            if self._room is not None and self._fits(self._size):
+                self._wake_producer()
+
+    def _drop_all(self) -> None:
+        self._budget.used -= self._held
+        self._held = 0
+        self._dropped += len(self._log)
+        self._log.clear()
+
+    def _wake_producer(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _tell_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for consumer in waiting:
+            if consumer in self._consumers:
+                consumer.on_ready()
+
+    def _watch_for_stall(self) -> None:
+        if self._stall_timer is not None or not self._starving or self._starving == len(self._consumers):
+            return
+        self._stalled_since = self._loop.time()
+        own = self._held + self._size + CHUNK_OVERHEAD > self._max_buffer
+        delay = self._stall_left if own else max(self._stall_left, _GRACE)
+        self._stall_timer = self._loop.call_later(delay, self._cut_off)
+
+    def _stop_stall(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        if self._stalled_since is not None:
+            self._stall_left = max(0.0, self._stall_left - (self._loop.time() - self._stalled_since))
+            self._stalled_since = None
+
+    def _cut_off(self) -> None:
+        """Cut off those who have the most to read, until the producer can go on."""
+        self._stall_timer = None
+        self._stop_stall()
+        while self._log and not self._fits(self._size):
+            slowest = [consumer for consumer in self._consumers if consumer._passed == self._dropped]
+            for consumer in slowest:
+                self._leave(consumer)
+                consumer.exception = StalledError(
+                    "this reader was cut off: it held up the other readers of the same transfer for too long"
+                )
+                consumer.on_ready()
+
+
+class Consumer:
+    """One reader of a broadcast.
+
+    `at_end` says that it has taken everything, `exception` why there will be no more: the stream broke, or it was
+    cut off (`StalledError`).
+    """
+
+    __slots__ = ("_broadcast", "_passed", "_taken", "at_end", "exception", "on_ready")
+
+    def __init__(self, broadcast: Broadcast, on_ready: Callable[[], None]) -> None:
+        self._broadcast = broadcast
+        self.on_ready = on_ready
+        self.at_end = False
+        self.exception: BaseException | None = None
+        # The numbers of the chunks that it takes next, and of the first that it has not read to its end.
+        self._taken = 0
+        self._passed = 0
+
+    def take(self) -> Chunk | None:
+        """The next chunk. None if there is none yet (`on_ready` will be called), at the end or after a failure."""
+        if self.exception is not None or self.at_end:
+            return None
+        return self._broadcast._take(self)
+
+    def has_read(self, offset: int) -> None:
+        """The bytes before this offset are read; only then are they dropped for the sake of this consumer."""
+        if self.exception is None and not self.at_end:
+            self._broadcast._pass(self, offset)
+
+    def leave(self) -> None:
+        """Read no more. Harmless if it is over already."""
+        self._broadcast._leave(self)
