@@ -27,6 +27,16 @@ def seconds(argument: str, value: Any) -> float:
     return float(value)
 
 
+def size(argument: str, value: Any) -> float:
+    """A number of bytes, zero or more; `math.inf` for no limit."""
+    if isinstance(value, bool) or not (isinstance(value, int) or value == math.inf):
+        raise TypeError(f"{argument} takes a whole number of bytes (math.inf for no limit), got {value!r}")
+    if value < 0:
+        raise ValueError(f"{argument} takes bytes, zero or more (math.inf for no limit), got {value!r}")
+    number: float = value
+    return number
+
+
 def methods(value: Any) -> frozenset[str]:
     """Safe methods, in upper case."""
     names = frozenset(name.upper() for name in _strings("methods", value))

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 
 from aiohttp import hdrs
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 
 from .stats import Unshared
 
@@ -183,6 +183,23 @@ def judge(
         return Verdict(Unshared.VARY)
     vary = tuple(name for name in names if not in_identity(name))
     return Verdict(None, None, vary, unauthorized_only)
+
+
+def judge_fetched(status: int, headers: MultiMapping[str], counts: Callable[[str], bool]) -> Verdict:
+    """Who may share an answer that one session fetched, among those of its callers whose requests are identical.
+
+    All of them are the same client with the same credentials, so that everybody may have what anybody may, but what
+    is endless or a connection of one's own. `counts` says of a request header's name in lower case whether it is
+    in the identity; a `vary` of `("*",)` in the verdict stands for all that are not (RFC 9110, 12.5.5).
+    """
+    if status == 101 or any(_media_type(line) in _STREAMED_TYPES for line in headers.getall(hdrs.CONTENT_TYPE, ())):
+        return Verdict(Unshared.STREAM)
+    if hdrs.VARY not in headers:
+        return SHARED
+    names = vary_names(headers.getall(hdrs.VARY))
+    if names is None:
+        return Verdict(None, None, ("*",))
+    return Verdict(None, None, tuple([name for name in names if not counts(name)]))
 
 
 def _for_nobody_else(status: int, headers: CIMultiDict[str]) -> Verdict | None:

@@ -35,6 +35,16 @@ class Bypass(enum.StrEnum):
     """`key(request)` raised, or gave something unhashable."""
     WHEN_ERROR = "when-error"
     """`when(request)` raised."""
+    OPT_OUT = "reduce-false"
+    """An outgoing call with `reduce=False`."""
+    UPGRADE = "upgrade"
+    """An outgoing request that asks for another protocol."""
+    UPLOAD_TRACKER = "upload-tracker"
+    """An outgoing call whose upload is watched."""
+    REQUEST_CLASS = "request-class"
+    """The session's `request_class` sends requests in a way of its own."""
+    NOT_INNERMOST = "not-innermost"
+    """A client middleware stands further in than ours, or aiohttp's own handler cannot be read."""
 
 
 class Unshared(enum.StrEnum):
@@ -85,7 +95,7 @@ class Unshared(enum.StrEnum):
 
 
 class Counters:
-    """The figures of one route.
+    """The figures of one route, or of one host.
 
     Counted are requests that `led` a flight at once and that `joined` one, runs of the handler by those who
     had waited first (`late`), runs that `ended`, `errors` (runs that raised anything but an `HTTPException`),
@@ -179,17 +189,21 @@ def add_up(counters: Iterable[Counters]) -> Counters:
 
 
 class Stats:
-    """The figures of one object, since it was made; `counters` has those of each route by its name."""
+    """The figures of one object, since it was made; `counters` has those of each route or host by its name.
 
-    def __init__(self, counters: Mapping[str, Counters]) -> None:
+    `by` is the word under which they are shown: `routes` or `hosts`.
+    """
+
+    def __init__(self, counters: Mapping[str, Counters], by: str = "routes") -> None:
         self._counters = counters
+        self._by = by
         self._started = time.monotonic()
 
     def as_dict(self) -> dict[str, Any]:
         """What `/_reduce/stats` shows; times in seconds."""
-        routes = dict(self._counters)
+        named = dict(self._counters)
         return {
-            **add_up(routes.values()).as_dict(),
+            **add_up(named.values()).as_dict(),
             "uptime": round(time.monotonic() - self._started, 3),
-            "routes": {name: counters.as_dict() for name, counters in sorted(routes.items())},
+            self._by: {name: counters.as_dict() for name, counters in sorted(named.items())},
         }

@@ -159,13 +159,15 @@ def take_timer_from(response: ClientResponse) -> None:
         content._timer = NO_TIMER
 
 
-def give_timer_to(response: ClientResponse, request: ClientRequest) -> None:
-    """Let the body be read by this caller's clock, as if its own request had fetched it."""
+def hand_over(response: ClientResponse, request: ClientRequest) -> None:
+    """Make a genuine response this caller's: read by its clock, watched by its traces, as if it had sent it itself."""
     response._timer = request._timer
     content = response.content
     if hasattr(content, "_timer"):
         content._timer = request._timer
     response._traces = request._traces
+    response._real_url = request.original_url
+    response._request_info = request.request_info
     request.response = response  # type: ignore[assignment]
 
 

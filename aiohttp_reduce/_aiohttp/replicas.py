@@ -61,7 +61,7 @@ class Head:
         loop = request.loop
         reader = EMPTY_PAYLOAD
         if not self._reader_is_empty:
-            reader = StreamReader(protocol, self._bufsize, timer=request._timer, loop=loop)
+            reader = StreamReader(protocol, self._bufsize, timer=request._timer, loop=loop)  # type: ignore[arg-type]
             if fill is not None:
                 fill(reader)
         protocol.message = (self._message, reader)
@@ -210,9 +210,9 @@ def reads_in_parts(reader: StreamReader) -> bool:
     return getattr(reader, "_http_chunk_splits", None) is not None
 
 
-def break_off(reader: StreamReader, exception: BaseException, cause: BaseException) -> None:
+def break_off(reader: StreamReader, exception: BaseException) -> None:
     """Let whoever reads fail (`aiohttp.helpers.set_exception`, 3.9)."""
-    set_exception(reader, exception, cause)
+    set_exception(reader, exception)
 
 
 def unread(reader: StreamReader) -> int:

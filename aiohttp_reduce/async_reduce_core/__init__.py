@@ -15,9 +15,11 @@ from .hooks import (
     StatisticsOverallHooks,
 )
 from .identity import NamedIdent, typed
+from .launch import PAUSE, launch
 from .reducer import AsyncReducer, async_reduce, async_reduceable
 
 __all__ = (
+    "PAUSE",
     "PENDING",
     "AsyncReducer",
     "BaseHooks",
@@ -33,5 +35,6 @@ __all__ = (
     "Wake",
     "async_reduce",
     "async_reduceable",
+    "launch",
     "typed",
 )

@@ -1,0 +1,240 @@
+"""Calls: each starts a flight or joins one, waits for its head, and makes its own response of it.
+
+A call is given what its flight came to, with three exceptions. It asks for itself where the answer may not be shared
+with it. It comes back to the door where the flight ended by a timeout that is not its own yet. And once it has waited
+for `max_wait` seconds, it waits for a younger flight too, and takes whatever comes first.
+"""
+
+import logging
+from collections.abc import Awaitable
+from typing import Any, Final
+
+from aiohttp import ClientRequest, ClientResponse, ClientTimeout, ConnectionTimeoutError, ServerTimeoutError
+from aiohttp.client_middlewares import ClientHandlerType
+
+from .. import _aiohttp
+from .._aiohttp import CallOptions
+from ..async_reduce_core import PENDING, Waiter, Wake
+from ..stats import Counters, Unshared
+from .flights import OutgoingFlight, OutgoingTable
+from .flying import start
+from .outcomes import Failure, ForOne, Outcome, Shared
+from .settings import Settings
+
+logger = logging.getLogger("aiohttp_reduce")
+
+# Loops tell time in steps: a budget is spent if no more than this is left of it (seconds).
+_SLACK: Final = 0.01
+
+
+class Call(Waiter[Outcome]):
+    """One request at the door. `key` is its identity, `counters` the figures of its host."""
+
+    connect_is_spent = False
+
+    def __init__(
+        self,
+        settings: Settings,
+        table: OutgoingTable,
+        request: ClientRequest,
+        handler: ClientHandlerType,
+        options: CallOptions,
+        counters: Counters,
+    ) -> None:
+        # What `Waiter.__init__` does, without the call.
+        self.future = table.loop.create_future()
+        self.flights = []
+        self.settings = settings
+        self.table = table
+        self.request = request
+        self.handler = handler
+        self.options = options
+        self.counters = counters
+        self.key = settings.identities.of(request, options)
+        self.arrived = settings.clock()
+
+    async def response(self) -> ClientResponse:
+        """This caller's own response; or its exception, raised."""
+        table, counters, request = self.table, self.counters, self.request
+        now = self.arrived
+        flight = table.find(self.key, now)
+        if flight is None:
+            flight = start(self)
+            counters.led += 1
+        else:
+            counters.joined += 1
+            if self.settings.hooks is not None:
+                self.settings.tell("on_reducing_for", request)
+        while True:
+            outcome = flight.outcome
+            waited = outcome is PENDING
+            if waited:
+                outcome = await self._head_of(flight)
+            if isinstance(outcome, Failure):
+                if self._has_spent(outcome):
+                    exception = outcome.exception_for(request)
+                    try:
+                        raise exception
+                    finally:
+                        # They would hold this frame, and this frame them.
+                        del exception, outcome, flight, self
+            else:
+                response = await self._take(outcome, waited=waited)
+                if response is not None:
+                    return response
+            # Back to the door: it was another one's timeout, or the last seat was gone.
+            self.future = table.loop.create_future()
+            self.flights = []
+            found = table.find(self.key, self.settings.clock())
+            if found is None or _connect_budget(found.timeout) != _connect_budget(self.options.timeout):
+                found = start(self)
+                counters.late += 1
+            flight = found
+
+    async def _take(self, outcome: Outcome, *, waited: bool) -> ClientResponse | None:
+        """This caller's response of an outcome; None where it came too late for it."""
+        request, counters = self.request, self.counters
+        if not waited:
+            outcome.herd += 1
+        if outcome.herd > counters.largest_herd and outcome.herd > 1:
+            counters.largest_herd = outcome.herd
+        future = self.future if waited else None
+        if isinstance(outcome, Shared) and outcome.verdict.vary:
+            name = self._differs(outcome)
+            if name is not None:
+                if waited:
+                    outcome.give_up(self.future)
+                return await self._ask_alone(Unshared.VARY, name)
+        response = await outcome.response_for(request, future)
+        if response is None:
+            if isinstance(outcome, ForOne):
+                return await self._ask_alone(Unshared.STREAM, None)
+        elif outcome.starter is not request:
+            counters.reduced += 1
+        return response
+
+    async def _ask_alone(self, reason: Unshared, name: str | None) -> ClientResponse:
+        """Send the request by itself, after having waited for an answer that may not be shared with it."""
+        counters, settings, request = self.counters, self.settings, self.request
+        counters.count_unshared(reason, name)
+        detail = "" if name is None else f": {name}"
+        logger.debug("%s %s: not shared (%s%s)", request.method, request.url, reason, detail)
+        settings.tell("on_executing_for", request)
+        counters.late += 1
+        try:
+            response = await self.handler(request)
+        except Exception as exception:
+            counters.errors += 1
+            settings.tell("on_exception_for", request, exception)
+            raise
+        finally:
+            counters.ended += 1
+        settings.tell("on_result_for", request, response)
+        return response
+
+    def _differs(self, outcome: Shared) -> str | None:
+        """The header of Vary in which this request differs from the one that was sent; None if it may share."""
+        sent, mine = outcome.request.headers, self.request.headers
+        for name in outcome.verdict.vary:
+            if name == "*":
+                left_out = self.settings.identities.left_out
+                if left_out(sent) != left_out(mine):
+                    return name
+            elif sent.getall(name, []) != mine.getall(name, []):
+                return name
+        return None
+
+    async def _head_of(self, flight: OutgoingFlight) -> Any:
+        """Wait for the outcome of this flight; after `max_wait`, for that of a younger one too."""
+        if flight.starter is self.request:
+            # It was subscribed before the flight began, and waits as long as its own request takes.
+            return await self._woken()
+        request, settings = self.request, self.settings
+        flight.join(self, settings.clock() + settings.max_wait)
+        self.counters.waiting += 1
+        timer = None
+        try:
+            connect = self.options.timeout.connect
+            if connect is not None and _connect_budget(flight.timeout) != _connect_budget(self.options.timeout):
+                left = self.arrived + connect - settings.clock()
+                timer = self.table.loop.call_later(max(0.0, left), self._spend_connect)
+            for trace in _aiohttp.traces_of(request):
+                # Its request is not written, but to those who watch it, it goes out now.
+                await self._told(trace.send_request_headers(request.method, request.url, request.headers))
+            outcome = await self._woken()
+            while isinstance(outcome, Wake):
+                outcome = await self._wait_on()
+        finally:
+            self.counters.waiting -= 1
+            if timer is not None:
+                timer.cancel()
+        self.leave()
+        return outcome
+
+    async def _woken(self) -> Any:
+        return await self._told(self.future)
+
+    async def _told(self, awaitable: Awaitable[Any]) -> Any:
+        """Await something while subscribed; whoever leaves meanwhile leaves nothing behind."""
+        try:
+            return await awaitable
+        except BaseException:
+            self.leave()
+            if self.future.done() and not self.future.cancelled():
+                outcome = self.future.result()
+                if isinstance(outcome, Outcome):
+                    outcome.give_up(self.future)
+            raise
+
+    async def _wait_on(self) -> Any:
+        """After a wake-up without an outcome: join a younger flight or start one, and wait on."""
+        outcome = self.landed()
+        if outcome is not PENDING:
+            return outcome
+        elders: list[Any] = list(self.flights)
+        if self.connect_is_spent and not any(_aiohttp.was_sent(flight.subject) for flight in elders):
+            self.leave()
+            raise ConnectionTimeoutError(f"Connection timeout to host {self.request.url}")
+        self.renew()
+        if not self.connect_is_spent:
+            younger: Any = self.table.flights.get(self.key)
+            if younger is None or younger in elders or younger.opened < self.arrived or not younger.has_seats:
+                start(self)
+                self.counters.late += 1
+            elif younger.outcome is not PENDING:
+                return younger.outcome
+            else:
+                younger.join(self, self.settings.clock() + self.settings.max_wait)
+        self.connect_is_spent = False
+        return await self._woken()
+
+    def _spend_connect(self) -> None:
+        if not self.future.done():
+            self.connect_is_spent = True
+            self.future.set_result(Wake.OVERDUE)
+
+    def leave(self) -> None:
+        """Leave every flight; one that nobody else waits for ends."""
+        flights: list[Any] = list(self.flights)
+        super().leave()
+        for flight in flights:
+            if flight.under_way and not flight.waiters:
+                flight.desert()
+
+    def _has_spent(self, failure: Failure) -> bool:
+        """Whether a failure is this call's too: another one's timeout is not, until as much of its own is spent."""
+        exception = failure.exception
+        if failure.starter is self.request or not isinstance(exception, ServerTimeoutError):
+            return True
+        mine = self.options.timeout
+        spent = self.settings.clock() - self.arrived + _SLACK
+        if not isinstance(exception, ConnectionTimeoutError):
+            return spent >= (mine.sock_read or 0.0)
+        budget = _connect_budget(mine)
+        return budget == _connect_budget(failure.timeout) and spent >= min(
+            [limit for limit in budget if limit is not None], default=0.0
+        )
+
+
+def _connect_budget(timeout: ClientTimeout) -> tuple[float | None, float | None]:
+    return timeout.connect, timeout.sock_connect

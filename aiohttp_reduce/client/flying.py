@@ -1,0 +1,147 @@
+"""A flight's task: sends the request, hands out the head when it arrives, then passes the body on as it comes."""
+
+import asyncio
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import ClientConnectionError, ClientResponse, StreamReader
+from aiohttp.client_middlewares import ClientHandlerType
+
+from .. import _aiohttp
+from .._aiohttp import Head
+from ..async_reduce_core import PAUSE, launch
+from ..broadcast import Broadcast
+from ..policy import judge_fetched
+from ..stats import Counters
+from .flights import OutgoingFlight
+from .outcomes import Failure, ForOne, Part, Streamed, Whole
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .calls import Call
+
+_FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit)
+
+
+def start(call: "Call") -> OutgoingFlight:
+    """Start a flight for a call, which is its first member."""
+    table, settings, request = call.table, call.settings, call.request
+    own = _aiohttp.for_a_flight(request)
+    flight = OutgoingFlight(table, call.key, own, request, call.options.timeout, settings.clock())
+    table.flights[call.key] = flight
+    flight.waiters = {call.future: call}
+    call.flights.append(flight)
+    if settings.hooks is not None:
+        settings.tell("on_executing_for", request)
+    table.running.add(flight)
+    flight.task = launch(table.loop, _fly(settings, flight, call.handler, call.counters))
+    return flight
+
+
+async def _fly(settings: Settings, flight: OutgoingFlight, handler: ClientHandlerType, counters: Counters) -> None:
+    table = flight.table
+    try:
+        await PAUSE
+        response = await handler(flight.subject)
+        try:
+            streamed = await _land(settings, flight, response)
+            if settings.hooks is not None:
+                settings.tell("on_result_for", flight.starter, response)
+            if streamed is not None:
+                await _pass_on(settings, flight, streamed, response)
+        except BaseException:
+            response.close()
+            raise
+    except BaseException as exception:
+        if flight.under_way:
+            _fail(settings, flight, counters, exception)
+        if isinstance(exception, _FOR_THE_LOOP):
+            raise
+    finally:
+        table.running.discard(flight)
+        counters.ended += 1
+        # An exception holds this frame, and the flight holds the exception.
+        del flight, handler
+
+
+def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, exception: BaseException) -> None:
+    task = asyncio.current_task()
+    if isinstance(exception, _FOR_THE_LOOP) or (
+        isinstance(exception, CancelledError) and task is not None and task.cancelling()
+    ):
+        # Not the members' own cancellation: somebody ends all tasks, or the loop.
+        exception = ClientConnectionError("Connection closed")
+    counters.errors += not isinstance(exception, CancelledError)
+    settings.tell("on_exception_for", flight.starter, exception)
+    flight.finish(flight.generation, Failure(flight, exception))
+
+
+async def _land(settings: Settings, flight: OutgoingFlight, response: ClientResponse) -> Streamed | None:
+    """Hand out the head. Returns what is still to be done for the body."""
+    if not flight.under_way:
+        response.close()  # everybody left as it arrived
+        return None
+    content = response.content
+    members = [future for future in flight.waiters if not future.done()]
+    verdict = judge_fetched(response.status, response.headers, settings.identities.counts)
+    if verdict.reason is not None or (len(members) == 1 and content.is_eof()):
+        flight.finish(flight.generation, ForOne(flight, response, members[0] if members else None))
+        return None
+    _aiohttp.take_timer_from(response)
+    head = Head(response, flight.subject)
+    if content.is_eof():
+        parts = await _parts_of(content)
+        flight.finish(flight.generation, Whole(flight, head, verdict, len(members), parts, content))
+        return None
+    broadcast = Broadcast(
+        flight.table.loop,
+        max_buffer=settings.max_buffer,
+        budget=flight.table.budget,
+        on_close=flight.close,
+        on_desert=flight.desert,
+    )
+    streamed = Streamed(flight, head, verdict, members, broadcast, content)
+    flight.table.begin_stream(flight)
+    flight.finish(flight.generation, streamed, linger=True)
+    return streamed
+
+
+async def _parts_of(content: StreamReader) -> list[Part]:
+    """All that there is of a body that has come to its end; does not wait."""
+    parts: list[Part] = []
+    while not content.at_eof():
+        part = await content.readchunk()
+        if part == (b"", False):
+            break
+        parts.append(part)
+    return parts
+
+
+async def _pass_on(settings: Settings, flight: OutgoingFlight, streamed: Streamed, response: ClientResponse) -> None:
+    """Feed the broadcast with the body, at the pace of those who read it."""
+    broadcast, content, table = streamed.broadcast, response.content, flight.table
+    _aiohttp.hold_less(content)
+    closing: asyncio.TimerHandle | None = None
+    try:
+        delay = flight.closes - settings.clock()
+        if delay < settings.max_age + 1:
+            closing = table.loop.call_later(max(0.0, delay), broadcast.close)
+        while True:
+            data, ends_part = await content.readchunk()
+            if not data and not ends_part:
+                break
+            if not broadcast.fits(len(data)):
+                await broadcast.room(len(data))
+            broadcast.feed(data, ends_part=ends_part)
+        broadcast.finish()
+    except CancelledError:
+        broadcast.fail(ClientConnectionError("Connection closed"))
+        raise
+    except Exception as exception:
+        broadcast.fail(exception)
+        response.close()
+    finally:
+        if closing is not None:
+            closing.cancel()
+        table.end_stream(flight)
+        broadcast.on_close = broadcast.on_desert = None

@@ -1,0 +1,79 @@
+"""Who flies together: the identity of an outgoing request, taken as the request stands at our door."""
+
+from collections.abc import Hashable, Iterable
+from typing import Final
+
+from aiohttp import ClientRequest
+from multidict import CIMultiDict
+
+from .. import _aiohttp
+from .._aiohttp import CallOptions
+from ..headers import TRACING_HEADERS, Names
+
+DEFAULT_IGNORE_HEADERS: Final = TRACING_HEADERS
+"""Request headers that are left out of the identity of outgoing requests; a trailing `*` stands for any ending."""
+
+# Names of headers remembered with whether they count; an application may make up any number of them.
+_MAX_NAMES: Final = 1024
+
+
+class Identities:
+    """Makes identities: everything counts that decides what is sent, whereto, and how the answer is read.
+
+    All headers count but `ignore_headers`, credentials and cookies included.
+    """
+
+    __slots__ = ("_ignored", "_names")
+
+    def __init__(self, ignore_headers: Iterable[str]) -> None:
+        self._ignored = Names(ignore_headers, fold=True)
+        self._names: dict[str, str | None] = {}
+
+    def of(self, request: ClientRequest, options: CallOptions) -> Hashable:
+        """The identity of a request that is to be sent with these options."""
+        return (
+            request.method,
+            request.url,
+            self._headers_of(request.headers),
+            options.reading,
+            options.timeout.sock_read,
+            request.version,
+            _aiohttp.session_of(request),
+            type(request),
+            _aiohttp.way_of(request),
+        )
+
+    def left_out(self, headers: CIMultiDict[str]) -> list[tuple[str, str]]:
+        """The headers that do not count, by name in lower case, sorted by name."""
+        pairs = [(name.lower(), value) for name, value in headers.items()]
+        return sorted([pair for pair in pairs if pair[0] in self._ignored], key=_by_name)
+
+    def counts(self, name: str) -> bool:
+        """Whether a header of this name is in the identity."""
+        return name not in self._ignored
+
+    def _headers_of(self, headers: CIMultiDict[str]) -> Hashable:
+        """The headers that count with all their values, sorted by name; the lines of one name stay in order."""
+        names = self._names
+        counted: list[tuple[str, str]] = []
+        for name, value in headers.items():
+            try:
+                folded = names[name]
+            except KeyError:
+                folded = self._remember(name)
+            if folded is not None:
+                counted.append((folded, value))
+        counted.sort(key=_by_name)
+        return tuple(counted)
+
+    def _remember(self, name: str) -> str | None:
+        folded = name.lower()
+        counted = None if folded in self._ignored else folded
+        if len(self._names) >= _MAX_NAMES:
+            self._names.clear()
+        self._names[name] = counted
+        return counted
+
+
+def _by_name(pair: tuple[str, str]) -> str:
+    return pair[0]

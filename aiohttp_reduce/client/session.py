@@ -1,0 +1,258 @@
+"""`ReducingClientSession`: used in the place of an `aiohttp.ClientSession`; identical requests in flight are sent once.
+
+It holds a session and is none: aiohttp discourages subclassing. To type checkers it looks like one, so that code
+which takes a `ClientSession` takes it too; `isinstance` says no, and `session` is the genuine one.
+"""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from aiohttp import BaseConnector, ClientSession
+from aiohttp.client import _RequestContextManager
+from aiohttp.typedefs import StrOrURL
+from yarl import URL
+
+from .. import _aiohttp
+from ..async_reduce_core import BaseHooks
+from .door import ReduceClientMiddleware
+from .identity import DEFAULT_IGNORE_HEADERS
+from .middleware import reduce_client_middleware
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from aiohttp.client import _RequestOptions
+
+    _Base = ClientSession
+
+    class _Options(_RequestOptions, total=False):
+        reduce: bool
+
+else:
+    _Base = object
+
+# What stands in the wrapper itself; every other attribute is the session's.
+_OWN: Final = frozenset({"_is_closed", "_owns", "_reducer", "_session"})
+
+
+class ReducingClientSession(_Base):
+    """A client session that sends identical requests in flight once.
+
+    - `base_url` and whatever else `aiohttp.ClientSession` takes: for a session of its own.
+    - `session`: one that is there already, instead; `close()` then leaves it open, and calls that are made with it
+      directly are not reduced.
+    - `methods`, `ignore_headers`, `max_age`, `max_wait`, `max_buffer`, `max_buffer_total`, `hooks`: as
+      `reduce_client_middleware()` has them.
+
+    `get`, `head` and `request` take `reduce=False` for a call that is to be sent by itself. Everything else is as
+    `aiohttp.ClientSession` has it, attributes that are set included. Raises TypeError or ValueError for a wrong
+    argument, and TypeError for `session` together with arguments for a session.
+    """
+
+    __slots__ = ("__weakref__", *_OWN)
+
+    _session: ClientSession
+    _reducer: ReduceClientMiddleware
+    _owns: bool
+    _is_closed: bool
+
+    if TYPE_CHECKING:
+        # Whatever `ClientSession` takes beside: its own signature names it.
+        def __init__(
+            self,
+            base_url: StrOrURL | None = None,
+            *,
+            session: ClientSession | None = None,
+            methods: Iterable[str] = ("GET", "HEAD"),
+            ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
+            max_age: float = 5.0,
+            max_wait: float = 30.0,
+            max_buffer: float = 4 * 2**20,
+            max_buffer_total: float = 64 * 2**20,
+            hooks: BaseHooks | None = None,
+            **session_arguments: Any,
+        ) -> None: ...
+
+        def request(self, method: str, url: StrOrURL, **kwargs: Unpack[_Options]) -> _RequestContextManager: ...
+
+        def get(self, url: StrOrURL, **kwargs: Unpack[_Options]) -> _RequestContextManager: ...
+
+        def head(self, url: StrOrURL, **kwargs: Unpack[_Options]) -> _RequestContextManager: ...
+
+    else:
+
+        def __init__(
+            self,
+            base_url: StrOrURL | None = None,
+            *,
+            session: ClientSession | None = None,
+            methods: Iterable[str] = ("GET", "HEAD"),
+            ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
+            max_age: float = 5.0,
+            max_wait: float = 30.0,
+            max_buffer: float = 4 * 2**20,
+            max_buffer_total: float = 64 * 2**20,
+            hooks: BaseHooks | None = None,
+            **session_arguments: Any,
+        ) -> None:
+            reducer = reduce_client_middleware(
+                methods=methods,
+                ignore_headers=ignore_headers,
+                max_age=max_age,
+                max_wait=max_wait,
+                max_buffer=max_buffer,
+                max_buffer_total=max_buffer_total,
+                hooks=hooks,
+            )
+            if session is None:
+                middlewares = (*(session_arguments.pop("middlewares", None) or ()), reducer)
+                genuine = ClientSession(base_url, middlewares=middlewares, **session_arguments)
+            elif base_url is not None or session_arguments:
+                names = ", ".join([*(["base_url"] if base_url is not None else []), *session_arguments])
+                raise TypeError(f"session takes a session that is made already, and was given together with {names}")
+            elif not isinstance(session, ClientSession):
+                raise TypeError(f"session takes an aiohttp.ClientSession, got {session!r}")
+            else:
+                genuine = session
+            set_own = object.__setattr__
+            set_own(self, "_session", genuine)
+            set_own(self, "_reducer", reducer)
+            set_own(self, "_owns", session is None)
+            set_own(self, "_is_closed", False)
+
+        def request(self, method: str, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP request; with `reduce=False`, by itself."""
+            return self._call("request", (method, url), kwargs, reduce=reduce)
+
+        def get(self, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP GET request; with `reduce=False`, by itself."""
+            return self._call("get", (url,), kwargs, reduce=reduce)
+
+        def head(self, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP HEAD request; with `reduce=False`, by itself."""
+            return self._call("head", (url,), kwargs, reduce=reduce)
+
+        def options(self, url: StrOrURL, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP OPTIONS request."""
+            return self._call("options", (url,), kwargs)
+
+        def post(self, url: StrOrURL, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP POST request."""
+            return self._call("post", (url,), kwargs)
+
+        def put(self, url: StrOrURL, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP PUT request."""
+            return self._call("put", (url,), kwargs)
+
+        def patch(self, url: StrOrURL, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP PATCH request."""
+            return self._call("patch", (url,), kwargs)
+
+        def delete(self, url: StrOrURL, **kwargs: Any) -> _RequestContextManager:
+            """Perform an HTTP DELETE request."""
+            return self._call("delete", (url,), kwargs)
+
+        def ws_connect(self, *args: Any, **kwargs: Any) -> Any:
+            """Open a WebSocket."""
+            if self._is_closed:
+                return _RequestContextManager(_refuse())
+            return self._session.ws_connect(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            # Not before `__init__` has set what is our own.
+            if name in _OWN:
+                raise AttributeError(name)
+            return getattr(self._session, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(self._session, name, value)
+
+        def __delattr__(self, name: str) -> None:
+            delattr(self._session, name)
+
+    def __dir__(self) -> Iterable[str]:
+        return sorted({*object.__dir__(self), *dir(self._session)})
+
+    def __repr__(self) -> str:
+        return f"<ReducingClientSession of {self._session!r}>"
+
+    @property
+    def session(self) -> ClientSession:
+        """The genuine session. One of our own reduces what is requested with it, too."""
+        return self._session
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """The figures as they are now, those of each host under `hosts`."""
+        return self._reducer.stats
+
+    def forget(self, url: StrOrURL) -> None:
+        """Let the next request for this URL be sent anew, whatever its query.
+
+        It may be relative to `base_url`. Whoever already waits keeps the old flight. Raises TypeError or ValueError
+        for anything but a URL.
+        """
+        if isinstance(url, (str, URL)):
+            url = _aiohttp.absolute_url(self._session, url)
+        self._reducer.forget(url)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object was closed, or the session."""
+        return self._is_closed or self._session.closed
+
+    @property
+    def connector(self) -> BaseConnector | None:
+        """The session's connector; None once this is closed."""
+        return None if self._is_closed else self._session.connector
+
+    async def close(self) -> None:
+        """Close the session, if it is our own. Whoever waits or reads then fails as aiohttp has it."""
+        if self._owns:
+            if not self._session.closed and self._session.connector_owner:
+                await self._reducer.hang_up(self._session)
+            await self._session.close()
+        else:
+            object.__setattr__(self, "_is_closed", True)
+
+    def detach(self) -> None:
+        """Leave the connector open, and be closed."""
+        if self._owns:
+            self._session.detach()
+        else:
+            object.__setattr__(self, "_is_closed", True)
+
+    def __enter__(self) -> None:
+        raise TypeError("Use async with instead")
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Never called: it stands beside `__enter__`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, reduce: bool = True
+    ) -> _RequestContextManager:
+        """Call the session's method of this name. Ours stands last among the client middlewares (aiohttp 3.12)."""
+        if self._is_closed:
+            return _RequestContextManager(_refuse())
+        given = kwargs.get("middlewares")
+        if given is not None or not reduce or not self._owns:
+            if given is None:
+                given = [one for one in _aiohttp.middlewares_of(self._session) if one is not self._reducer]
+            kwargs["middlewares"] = (*given, self._reducer if reduce else self._reducer.pass_on)
+        call: _RequestContextManager = getattr(self._session, name)(*args, **kwargs)
+        return call
+
+
+async def _refuse() -> Any:
+    raise RuntimeError("Session is closed")
