@@ -11,7 +11,9 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.harness import Server
+from aiohttp_reduce import ReducingClientSession
+from tests.harness import Server, eventually
+from tests.upstream import Answer, OpenSession, StartUpstream, Upstream, nothing_is_left, reducer_of
 
 try:
     import uvloop
@@ -114,3 +116,36 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("authority", "server", "alice", "bob"):
         write(name)
     return folder
+
+
+@pytest_asyncio.fixture
+async def upstream() -> AsyncIterator[StartUpstream]:
+    """Start upstreams whose answers are what a function sends."""
+    started: list[Upstream] = []
+
+    async def start(answer: Answer) -> Upstream:
+        one = Upstream(answer)
+        await one.start()
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        await one.stop()
+
+
+@pytest_asyncio.fixture
+async def reducing() -> AsyncIterator[OpenSession]:
+    """Open sessions that reduce; in the end they are closed, and nothing of them may be left."""
+    opened: list[ReducingClientSession] = []
+
+    def open_session(*args: Any, **options: Any) -> ReducingClientSession:
+        session = ReducingClientSession(*args, **options)
+        opened.append(session)
+        return session
+
+    yield open_session
+    for session in opened:
+        await session.close()
+        await session.session.close()
+        await eventually(lambda: nothing_is_left(reducer_of(session)))  # noqa: B023 - called at once

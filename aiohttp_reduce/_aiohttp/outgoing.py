@@ -3,7 +3,6 @@
 from collections.abc import Hashable
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from aiohttp import ClientRequest, ClientResponse, ClientSession, ClientTimeout
 from aiohttp.helpers import TimerNoop
@@ -26,51 +25,97 @@ _OPTIONS: Final = frozenset(
 )  # fmt: skip
 
 
-class CallOptions(NamedTuple):
-    """What one call said beside its request.
-
-    `reading` are the options that decide how the response is read; `timeout` is the call's own.
-    """
-
-    reading: Hashable
-    timeout: ClientTimeout
-
-
 class _Cells(NamedTuple):
     options: tuple[int, ...]
     timeout: int
 
 
-_cells_of_code: WeakKeyDictionary[CodeType, _Cells | None] = WeakKeyDictionary()
+# What is known of the code of handlers: aiohttp's own and those of the middlewares between it and ours. An
+# application that makes up code as it goes has no end of them: the memory is emptied when it is full.
+_MAX_CODES: Final = 256
+_cells_of_code: dict[CodeType, _Cells | None] = {}
 
 
-def call_options(handler: Any) -> CallOptions | None:
-    """The options of the call that this handler sends; None where they cannot be read.
+def is_innermost(handler: Any) -> bool:
+    """Whether this is aiohttp's own handler, the options of whose call can be read.
 
-    They are closure cells of aiohttp's innermost handler (`ClientSession._request`, 3.12), and stand nowhere else.
-    Any other function is another middleware's, further in than ours.
+    They are closure cells of it (`ClientSession._request`, 3.12), and stand nowhere else. Any other function is
+    another middleware's, further in than ours.
     """
     code = getattr(handler, "__code__", None)
-    if code is None:
-        return None
     try:
-        cells = _cells_of_code[code]
+        return _cells_of_code[code] is not None  # type: ignore[index]
     except KeyError:
-        cells = _cells_of_code[code] = _find_cells(handler, code)
-    if cells is None:
-        return None
-    closure = handler.__closure__
-    timeout = closure[cells.timeout].cell_contents
-    return CallOptions(tuple([closure[index].cell_contents for index in cells.options]), timeout)
+        return code is not None and _learn(handler, code) is not None
 
 
-def _find_cells(handler: Any, code: CodeType) -> _Cells | None:
+def _learn(handler: Any, code: CodeType) -> _Cells | None:
     names = code.co_freevars
-    if code.co_name != _INNERMOST or handler.__module__ != "aiohttp.client":
-        return None
-    if not _OPTIONS.issubset(names) or not _NO_OPTIONS.issubset(names):
-        return None
-    return _Cells(tuple(index for index, name in enumerate(names) if name not in _NO_OPTIONS), names.index(_TIMEOUT))
+    cells = None
+    if (
+        code.co_name == _INNERMOST
+        and handler.__module__ == "aiohttp.client"
+        and _OPTIONS.issubset(names)
+        and _NO_OPTIONS.issubset(names)
+    ):
+        options = tuple(index for index, name in enumerate(names) if name not in _NO_OPTIONS)
+        cells = _Cells(options, names.index(_TIMEOUT))
+    if len(_cells_of_code) >= _MAX_CODES:
+        _cells_of_code.clear()
+    _cells_of_code[code] = cells
+    return cells
+
+
+def _cells_of(handler: Any) -> _Cells:
+    try:
+        cells = _cells_of_code[handler.__code__]
+    except KeyError:
+        cells = _learn(handler, handler.__code__)
+    assert cells is not None
+    return cells
+
+
+def timeout_of(handler: Any) -> ClientTimeout:
+    """The timeouts of the call that an innermost handler sends."""
+    timeout: ClientTimeout = handler.__closure__[_cells_of(handler).timeout].cell_contents
+    return timeout
+
+
+def reading_options_of(handler: Any) -> tuple[Any, ...]:
+    """The options of the call that decide how the response is read, sock_read among them."""
+    options, timeout = _cells_of(handler)
+    closure = handler.__closure__
+    values = [closure[index].cell_contents for index in options]
+    values.append(closure[timeout].cell_contents.sock_read)
+    return tuple(values)
+
+
+def same_sending(one: ClientRequest, other: ClientRequest) -> bool:
+    """Whether two requests with the same method, host, path and headers are certainly sent alike.
+
+    False says nothing.
+    """
+    return (
+        one._session is other._session
+        # (yarl keeps the URLs that it made of the same text lately.)
+        and (one.url is other.url or one.url == other.url)
+        and type(one) is ClientRequest is type(other)
+        and one.version == other.version
+        and one.proxy is None is other.proxy
+        and one._ssl is True is other._ssl
+        and one.server_hostname is None is other.server_hostname
+    )
+
+
+def is_plain(request: ClientRequest) -> bool:
+    """Whether a request has nothing of what the next four functions look for; in one call, for the sake of most."""
+    return (
+        request._body is None
+        and not request.chunked
+        and request._continue is None
+        and type(request) is ClientRequest
+        and getattr(request, "_upload_tracker", None) is None
+    )
 
 
 def sends_in_its_own_way(request: ClientRequest) -> bool:
@@ -159,16 +204,20 @@ def take_timer_from(response: ClientResponse) -> None:
         content._timer = NO_TIMER
 
 
-def hand_over(response: ClientResponse, request: ClientRequest) -> None:
-    """Make a genuine response this caller's: read by its clock, watched by its traces, as if it had sent it itself."""
+def hand_over(response: ClientResponse, request: ClientRequest, *, is_starter: bool) -> None:
+    """Make a genuine response this caller's: read by its clock, watched by its traces, as if it had sent it itself.
+
+    `is_starter`: it is the one whose request was copied to be sent.
+    """
+    request.response = response  # type: ignore[assignment]
     response._timer = request._timer
     content = response.content
-    if hasattr(content, "_timer"):
+    if not content.is_eof():
         content._timer = request._timer
-    response._traces = request._traces
-    response._real_url = request.original_url
-    response._request_info = request.request_info
-    request.response = response  # type: ignore[assignment]
+    if not is_starter:
+        response._traces = request._traces
+        response._real_url = request.original_url
+        response._request_info = request.request_info
 
 
 def absolute_url(session: ClientSession, url: str | URL) -> URL:

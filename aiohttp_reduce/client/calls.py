@@ -6,17 +6,15 @@ for `max_wait` seconds, it waits for a younger flight too, and takes whatever co
 """
 
 import logging
-from collections.abc import Awaitable
 from typing import Any, Final
 
 from aiohttp import ClientRequest, ClientResponse, ClientTimeout, ConnectionTimeoutError, ServerTimeoutError
 from aiohttp.client_middlewares import ClientHandlerType
 
 from .. import _aiohttp
-from .._aiohttp import CallOptions
 from ..async_reduce_core import PENDING, Waiter, Wake
 from ..stats import Counters, Unshared
-from .flights import OutgoingFlight, OutgoingTable
+from .flights import OutgoingFlight, OutgoingTable, target_of
 from .flying import start
 from .outcomes import Failure, ForOne, Outcome, Shared
 from .settings import Settings
@@ -28,7 +26,7 @@ _SLACK: Final = 0.01
 
 
 class Call(Waiter[Outcome]):
-    """One request at the door. `key` is its identity, `counters` the figures of its host."""
+    """One request at the door. `counters` are the figures of its host."""
 
     connect_is_spent = False
 
@@ -38,7 +36,6 @@ class Call(Waiter[Outcome]):
         table: OutgoingTable,
         request: ClientRequest,
         handler: ClientHandlerType,
-        options: CallOptions,
         counters: Counters,
     ) -> None:
         # What `Waiter.__init__` does, without the call.
@@ -48,18 +45,17 @@ class Call(Waiter[Outcome]):
         self.table = table
         self.request = request
         self.handler = handler
-        self.options = options
         self.counters = counters
-        self.key = settings.identities.of(request, options)
+        self.target = target_of(request)
         self.arrived = settings.clock()
 
     async def response(self) -> ClientResponse:
         """This caller's own response; or its exception, raised."""
         table, counters, request = self.table, self.counters, self.request
         now = self.arrived
-        flight = table.find(self.key, now)
+        flight = self._open_flight(now)
         if flight is None:
-            flight = start(self)
+            flight = start(self, now)
             counters.led += 1
         else:
             counters.joined += 1
@@ -69,8 +65,16 @@ class Call(Waiter[Outcome]):
             outcome = flight.outcome
             waited = outcome is PENDING
             if waited:
-                outcome = await self._head_of(flight)
-            if isinstance(outcome, Failure):
+                if flight.starter is request:
+                    # It was subscribed before the flight began, and waits as long as its own request takes.
+                    try:
+                        outcome = await self.future
+                    except BaseException:
+                        self._give_up()
+                        raise
+                else:
+                    outcome = await self._head_of(flight)
+            if type(outcome) is Failure:
                 if self._has_spent(outcome):
                     exception = outcome.exception_for(request)
                     try:
@@ -79,25 +83,48 @@ class Call(Waiter[Outcome]):
                         # They would hold this frame, and this frame them.
                         del exception, outcome, flight, self
             else:
-                response = await self._take(outcome, waited=waited)
+                response = None
+                if waited:
+                    response = self._take_at_once(outcome)
+                if response is None:
+                    response = await self._take(outcome, waited=waited)
                 if response is not None:
                     return response
             # Back to the door: it was another one's timeout, or the last seat was gone.
             self.future = table.loop.create_future()
             self.flights = []
-            found = table.find(self.key, self.settings.clock())
-            if found is None or _connect_budget(found.timeout) != _connect_budget(self.options.timeout):
-                found = start(self)
+            now = self.settings.clock()
+            flight = self._open_flight(now)
+            if flight is None or _connect_budget(flight.timeout) != _connect_budget(self.timeout):
+                flight = start(self, now)
                 counters.late += 1
-            flight = found
+
+    @property
+    def timeout(self) -> ClientTimeout:
+        """What this call allows."""
+        return _aiohttp.timeout_of(self.handler)
+
+    def _open_flight(self, now: float) -> OutgoingFlight | None:
+        """The flight that this call may join."""
+        table = self.table
+        flight = table.find(self.target, self.request, self.handler)
+        return flight if flight is not None and table.admits(flight, now) else None
+
+    def _take_at_once(self, outcome: Outcome) -> ClientResponse | None:
+        """This caller's response of an outcome that it waited for, where nothing stands in the way of it."""
+        if isinstance(outcome, Shared) and outcome.verdict.vary:
+            return None
+        response = outcome.response_at_once(self.request, self.future)
+        if response is not None and outcome.starter is not self.request:
+            self.counters.reduced += 1
+        return response
 
     async def _take(self, outcome: Outcome, *, waited: bool) -> ClientResponse | None:
         """This caller's response of an outcome; None where it came too late for it."""
         request, counters = self.request, self.counters
         if not waited:
             outcome.herd += 1
-        if outcome.herd > counters.largest_herd and outcome.herd > 1:
-            counters.largest_herd = outcome.herd
+            counters.largest_herd = max(counters.largest_herd, outcome.herd)
         future = self.future if waited else None
         if isinstance(outcome, Shared) and outcome.verdict.vary:
             name = self._differs(outcome)
@@ -146,45 +173,39 @@ class Call(Waiter[Outcome]):
 
     async def _head_of(self, flight: OutgoingFlight) -> Any:
         """Wait for the outcome of this flight; after `max_wait`, for that of a younger one too."""
-        if flight.starter is self.request:
-            # It was subscribed before the flight began, and waits as long as its own request takes.
-            return await self._woken()
         request, settings = self.request, self.settings
         flight.join(self, settings.clock() + settings.max_wait)
         self.counters.waiting += 1
         timer = None
         try:
-            connect = self.options.timeout.connect
-            if connect is not None and _connect_budget(flight.timeout) != _connect_budget(self.options.timeout):
+            connect = self.timeout.connect
+            if connect is not None and _connect_budget(flight.timeout) != _connect_budget(self.timeout):
                 left = self.arrived + connect - settings.clock()
                 timer = self.table.loop.call_later(max(0.0, left), self._spend_connect)
             for trace in _aiohttp.traces_of(request):
                 # Its request is not written, but to those who watch it, it goes out now.
-                await self._told(trace.send_request_headers(request.method, request.url, request.headers))
-            outcome = await self._woken()
+                await trace.send_request_headers(request.method, request.url, request.headers)
+            outcome = await self.future
             while isinstance(outcome, Wake):
                 outcome = await self._wait_on()
+        except BaseException:
+            self._give_up()
+            raise
         finally:
             self.counters.waiting -= 1
             if timer is not None:
                 timer.cancel()
-        self.leave()
+        if len(self.flights) > 1:
+            self.leave()
         return outcome
 
-    async def _woken(self) -> Any:
-        return await self._told(self.future)
-
-    async def _told(self, awaitable: Awaitable[Any]) -> Any:
-        """Await something while subscribed; whoever leaves meanwhile leaves nothing behind."""
-        try:
-            return await awaitable
-        except BaseException:
-            self.leave()
-            if self.future.done() and not self.future.cancelled():
-                outcome = self.future.result()
-                if isinstance(outcome, Outcome):
-                    outcome.give_up(self.future)
-            raise
+    def _give_up(self) -> None:
+        """Leave for good, and leave nothing behind, woken already or not."""
+        self.leave()
+        if self.future.done() and not self.future.cancelled():
+            outcome = self.future.result()
+            if isinstance(outcome, Outcome):
+                outcome.give_up(self.future)
 
     async def _wait_on(self) -> Any:
         """After a wake-up without an outcome: join a younger flight or start one, and wait on."""
@@ -193,20 +214,19 @@ class Call(Waiter[Outcome]):
             return outcome
         elders: list[Any] = list(self.flights)
         if self.connect_is_spent and not any(_aiohttp.was_sent(flight.subject) for flight in elders):
-            self.leave()
             raise ConnectionTimeoutError(f"Connection timeout to host {self.request.url}")
         self.renew()
         if not self.connect_is_spent:
-            younger: Any = self.table.flights.get(self.key)
+            younger = self.table.find(self.target, self.request, self.handler)
             if younger is None or younger in elders or younger.opened < self.arrived or not younger.has_seats:
-                start(self)
+                start(self, self.settings.clock())
                 self.counters.late += 1
             elif younger.outcome is not PENDING:
                 return younger.outcome
             else:
                 younger.join(self, self.settings.clock() + self.settings.max_wait)
         self.connect_is_spent = False
-        return await self._woken()
+        return await self.future
 
     def _spend_connect(self) -> None:
         if not self.future.done():
@@ -226,7 +246,7 @@ class Call(Waiter[Outcome]):
         exception = failure.exception
         if failure.starter is self.request or not isinstance(exception, ServerTimeoutError):
             return True
-        mine = self.options.timeout
+        mine = self.timeout
         spent = self.settings.clock() - self.arrived + _SLACK
         if not isinstance(exception, ConnectionTimeoutError):
             return spent >= (mine.sock_read or 0.0)

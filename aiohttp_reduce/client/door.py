@@ -13,7 +13,6 @@ from aiohttp.client_middlewares import ClientHandlerType
 from yarl import URL
 
 from .. import _aiohttp
-from .._aiohttp import CallOptions
 from ..arguments import SAFE_METHODS
 from ..async_reduce_core import PerLoop
 from ..stats import OTHER, Bypass, Counters, Stats
@@ -65,13 +64,20 @@ class ReduceClientMiddleware:
         counters = self._hosts.get((url.raw_host, url.port))
         if counters is None:
             counters = self._enter(url)
-        options = _aiohttp.call_options(handler)
-        reason = self._bypass_reason(request, options)
-        if reason is not None:
-            return await self._bypass(request, handler, counters, reason)
-        assert options is not None
         settings = self._settings
-        call = Call(settings, self._tables.get(), request, handler, options, counters)
+        headers = request.headers
+        if (
+            request.method not in settings.methods
+            or not _aiohttp.is_innermost(handler)
+            or not _aiohttp.is_plain(request)
+            or hdrs.EXPECT in headers
+            or hdrs.UPGRADE in headers
+            or _EVENT_STREAM in headers.get(hdrs.ACCEPT, "").lower()
+        ):
+            reason = self._bypass_reason(request, handler)
+            if reason is not None:
+                return await self._bypass(request, handler, counters, reason)
+        call = Call(settings, self._tables.get(), request, handler, counters)
         if settings.hooks is not None:
             settings.tell("on_apply_for", request)
         return await call.response()
@@ -93,10 +99,10 @@ class ReduceClientMiddleware:
             # They only have to take note; one that a tracing callback holds is not worth waiting for.
             await asyncio.wait(tasks, timeout=0.1)
 
-    def _bypass_reason(self, request: ClientRequest, options: CallOptions | None) -> Bypass | None:
+    def _bypass_reason(self, request: ClientRequest, handler: ClientHandlerType) -> Bypass | None:
         if request.method not in self._settings.methods:
             return Bypass.METHOD
-        if options is None:
+        if not _aiohttp.is_innermost(handler):
             return Bypass.NOT_INNERMOST
         if _aiohttp.has_body(request):
             return Bypass.BODY
@@ -146,4 +152,4 @@ class ReduceClientMiddleware:
 
     def _make_table(self, loop: AbstractEventLoop) -> OutgoingTable:
         settings = self._settings
-        return OutgoingTable(loop, settings.clock, settings.max_age, settings.max_buffer_total)
+        return OutgoingTable(loop, settings.clock, settings.identities, settings.max_age, settings.max_buffer_total)

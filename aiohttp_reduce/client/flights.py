@@ -10,10 +10,14 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from aiohttp import ClientConnectionError, ClientRequest, ClientTimeout
+from aiohttp.client_middlewares import ClientHandlerType
 
-from ..async_reduce_core import Flight, FlightTable
+from .. import _aiohttp
+from ..async_reduce_core import Flight
 from ..broadcast import Budget
+from ..targets import TargetTable
 from ..writes import Writes
+from .identity import Identities
 from .outcomes import Failure, Outcome, Streamed
 
 Place = tuple[str | None, int | None, str]
@@ -26,32 +30,49 @@ def place_of(request: ClientRequest) -> Place:
     return url.raw_host, url.port, url.path
 
 
+def target_of(request: ClientRequest) -> Hashable:
+    """What flights are looked up by: most of the URL, and the method unless it is GET.
+
+    Strings know their hash; a URL works it out each time (0.2 us, of which a lone request would pay seven).
+    """
+    url = request.url
+    if request.method == "GET":
+        return url.raw_host, url.port, url.raw_path_qs
+    return url.raw_host, url.port, url.raw_path_qs, request.method
+
+
 class OutgoingFlight(Flight[Outcome]):
     """A flight of outgoing requests.
 
-    `subject` is the request that it sends, `starter` that of the call which started it, `timeout` what that allowed.
+    `subject` is the request that it sends, `starter` that of the call which started it, `handler` what sends it.
+    `headers` are those of the request as it came: sending it adds to its own. `identity` is the full one, `reading`
+    the options of how the answer is read, both once they were needed. `crowds_target` is the target of a flight that
+    stands under its identity, because another one was first.
     """
 
     table: "OutgoingTable"
     subject: ClientRequest
     task: "asyncio.Task[None] | None" = None
+    identity: Hashable = None
+    reading: tuple[Any, ...] | None = None
+    crowds_target: Hashable = None
 
     def __init__(
-        self,
-        table: "OutgoingTable",
-        key: Hashable,
-        request: ClientRequest,
-        starter: ClientRequest,
-        timeout: ClientTimeout,
-        now: float,
+        self, table: "OutgoingTable", key: Hashable, request: ClientRequest, handler: ClientHandlerType, now: float
     ) -> None:
         self.table = table
         self.key = key
-        self.subject = request
-        self.starter = starter
-        self.timeout = timeout
+        self.subject = _aiohttp.for_a_flight(request)
+        self.starter = request
+        self.headers = request.headers.copy()
+        self.handler = handler
         self.opened = now
         self.closes = now + table.max_age
+
+    @property
+    def timeout(self) -> ClientTimeout:
+        """What the call that started it allowed."""
+        return _aiohttp.timeout_of(self.handler)
 
     @property
     def has_seats(self) -> bool:
@@ -81,34 +102,72 @@ class OutgoingFlight(Flight[Outcome]):
             self.task.cancel()
 
 
-class OutgoingTable(FlightTable[Outcome]):
+class OutgoingTable(TargetTable[Outcome]):
     """The flights of one middleware object in one event loop.
 
     `running` are all whose task has not ended, those included that nobody can join any more; `streams` the ones among
     them whose body is on its way, by place.
     """
 
-    __slots__ = ("budget", "max_age", "running", "streams", "writes")
+    __slots__ = ("_identities", "budget", "max_age", "running", "streams", "writes")
 
     def __init__(
-        self, loop: AbstractEventLoop, clock: Callable[[], float], max_age: float, max_buffer_total: float
+        self,
+        loop: AbstractEventLoop,
+        clock: Callable[[], float],
+        identities: Identities,
+        max_age: float,
+        max_buffer_total: float,
     ) -> None:
         super().__init__(loop, clock)
+        self._identities = identities
         self.max_age = max_age
         self.budget = Budget(max_buffer_total)
         self.writes = Writes(max_age)
         self.running: set[OutgoingFlight] = set()
         self.streams: dict[Place, set[OutgoingFlight]] = {}
 
-    def find(self, key: Hashable, now: float) -> OutgoingFlight | None:
-        """The flight of this identity that a request which comes now may join."""
-        flight: Any = self.flights.get(key)
-        if flight is None or now >= flight.closes or not flight.has_seats:
-            return None
-        if len(self.writes) and not self.writes.allow(place_of(flight.subject), flight.opened):
-            return None
-        found: OutgoingFlight = flight
-        return found
+    def find(self, target: Hashable, request: ClientRequest, handler: ClientHandlerType) -> OutgoingFlight | None:
+        """The latest flight of the request's identity, open or not."""
+        first: Any = self.flights.get(target)
+        if first is not None and self._same(first, request, handler):
+            flight: OutgoingFlight = first
+            return flight
+        if target in self.crowds:
+            return self.flights.get(self._identities.of(request, request.headers, handler))  # type: ignore[return-value]
+        return None
+
+    def admits(self, flight: OutgoingFlight, now: float) -> bool:
+        """Whether a request that comes now may join: not too late, nor from before an answered write."""
+        return now < flight.closes and flight.has_seats and self.writes.allow(place_of(flight.subject), flight.opened)
+
+    def open(self, target: Hashable, request: ClientRequest, handler: ClientHandlerType, now: float) -> OutgoingFlight:
+        """A new flight, in place of the one of the same identity that does not admit the request."""
+        key: Hashable = target
+        crowded: Hashable = None
+        if target in self.flights or target in self.crowds:
+            key, crowded = self.place(
+                target,
+                self.find(target, request, handler),
+                lambda: self._identities.of(request, request.headers, handler),
+            )
+        flight = OutgoingFlight(self, key, request, handler, now)
+        if crowded is not None:
+            flight.identity = key
+            flight.crowds_target = crowded
+        self.flights[key] = flight
+        self.running.add(flight)
+        return flight
+
+    def _same(self, flight: OutgoingFlight, request: ClientRequest, handler: ClientHandlerType) -> bool:
+        if flight.headers == request.headers and _aiohttp.same_sending(flight.subject, request):
+            # So it is in most herds: the same lines, in the same order.
+            if flight.reading is None:
+                flight.reading = _aiohttp.reading_options_of(flight.handler)
+            return flight.reading == _aiohttp.reading_options_of(handler)
+        if flight.identity is None:
+            flight.identity = self._identities.of(flight.subject, flight.headers, flight.handler)
+        return flight.identity == self._identities.of(request, request.headers, handler)
 
     def wrote(self, place: Place, now: float) -> None:
         """An unsafe request to this place is answered: nobody joins what was begun before.

@@ -2,10 +2,9 @@
 
 import asyncio
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientConnectionError, ClientResponse, StreamReader
-from aiohttp.client_middlewares import ClientHandlerType
 
 from .. import _aiohttp
 from .._aiohttp import Head
@@ -23,28 +22,33 @@ if TYPE_CHECKING:
 _FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit)
 
 
-def start(call: "Call") -> OutgoingFlight:
+def start(call: "Call", now: float) -> OutgoingFlight:
     """Start a flight for a call, which is its first member."""
     table, settings, request = call.table, call.settings, call.request
-    own = _aiohttp.for_a_flight(request)
-    flight = OutgoingFlight(table, call.key, own, request, call.options.timeout, settings.clock())
-    table.flights[call.key] = flight
+    flight = table.open(call.target, request, call.handler, now)
     flight.waiters = {call.future: call}
     call.flights.append(flight)
     if settings.hooks is not None:
         settings.tell("on_executing_for", request)
-    table.running.add(flight)
-    flight.task = launch(table.loop, _fly(settings, flight, call.handler, call.counters))
+    flight.task = launch(table.loop, _fly(settings, flight, call.counters))
     return flight
 
 
-async def _fly(settings: Settings, flight: OutgoingFlight, handler: ClientHandlerType, counters: Counters) -> None:
+async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -> None:
     table = flight.table
     try:
         await PAUSE
-        response = await handler(flight.subject)
+        response = await flight.handler(flight.subject)
         try:
-            streamed = await _land(settings, flight, response)
+            streamed = None
+            members = [future for future in flight.waiters if not future.done()]
+            if len(members) == 1 and response.content.is_eof():
+                # The most common case: nobody else came, and all is there.
+                flight.finish(0, ForOne(flight, response, members[0]))
+            elif flight.under_way:
+                streamed = await _land(settings, flight, response, members, counters)
+            else:
+                response.close()  # everybody left as it arrived
             if settings.hooks is not None:
                 settings.tell("on_result_for", flight.starter, response)
             if streamed is not None:
@@ -61,7 +65,7 @@ async def _fly(settings: Settings, flight: OutgoingFlight, handler: ClientHandle
         table.running.discard(flight)
         counters.ended += 1
         # An exception holds this frame, and the flight holds the exception.
-        del flight, handler
+        del flight
 
 
 def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, exception: BaseException) -> None:
@@ -73,25 +77,29 @@ def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, except
         exception = ClientConnectionError("Connection closed")
     counters.errors += not isinstance(exception, CancelledError)
     settings.tell("on_exception_for", flight.starter, exception)
-    flight.finish(flight.generation, Failure(flight, exception))
+    flight.finish(0, Failure(flight, exception))
 
 
-async def _land(settings: Settings, flight: OutgoingFlight, response: ClientResponse) -> Streamed | None:
-    """Hand out the head. Returns what is still to be done for the body."""
-    if not flight.under_way:
-        response.close()  # everybody left as it arrived
-        return None
+async def _land(
+    settings: Settings,
+    flight: OutgoingFlight,
+    response: ClientResponse,
+    members: list["asyncio.Future[Any]"],
+    counters: Counters,
+) -> Streamed | None:
+    """Hand out the head to those who wait for it. Returns what is still to be done for the body."""
     content = response.content
-    members = [future for future in flight.waiters if not future.done()]
+    herd = len(members)
+    if herd > 1:
+        counters.largest_herd = max(counters.largest_herd, herd)
     verdict = judge_fetched(response.status, response.headers, settings.identities.counts)
-    if verdict.reason is not None or (len(members) == 1 and content.is_eof()):
-        flight.finish(flight.generation, ForOne(flight, response, members[0] if members else None))
+    if verdict.reason is not None:
+        flight.finish(0, ForOne(flight, response, members[0] if members else None))
         return None
     _aiohttp.take_timer_from(response)
-    head = Head(response, flight.subject)
     if content.is_eof():
         parts = await _parts_of(content)
-        flight.finish(flight.generation, Whole(flight, head, verdict, len(members), parts, content))
+        flight.finish(0, Whole(flight, response, verdict, herd, parts))
         return None
     broadcast = Broadcast(
         flight.table.loop,
@@ -100,9 +108,9 @@ async def _land(settings: Settings, flight: OutgoingFlight, response: ClientResp
         on_close=flight.close,
         on_desert=flight.desert,
     )
-    streamed = Streamed(flight, head, verdict, members, broadcast, content)
+    streamed = Streamed(flight, Head(response, flight.subject), verdict, members, broadcast, content)
     flight.table.begin_stream(flight)
-    flight.finish(flight.generation, streamed, linger=True)
+    flight.finish(0, streamed, linger=True)
     return streamed
 
 

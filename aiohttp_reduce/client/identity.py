@@ -4,10 +4,10 @@ from collections.abc import Hashable, Iterable
 from typing import Final
 
 from aiohttp import ClientRequest
+from aiohttp.client_middlewares import ClientHandlerType
 from multidict import CIMultiDict
 
 from .. import _aiohttp
-from .._aiohttp import CallOptions
 from ..headers import TRACING_HEADERS, Names
 
 DEFAULT_IGNORE_HEADERS: Final = TRACING_HEADERS
@@ -29,14 +29,13 @@ class Identities:
         self._ignored = Names(ignore_headers, fold=True)
         self._names: dict[str, str | None] = {}
 
-    def of(self, request: ClientRequest, options: CallOptions) -> Hashable:
-        """The identity of a request that is to be sent with these options."""
+    def of(self, request: ClientRequest, headers: CIMultiDict[str], handler: ClientHandlerType) -> Hashable:
+        """The identity of a request that has these headers and is to be sent by this handler."""
         return (
             request.method,
             request.url,
-            self._headers_of(request.headers),
-            options.reading,
-            options.timeout.sock_read,
+            self._headers_of(headers),
+            _aiohttp.reading_options_of(handler),
             request.version,
             _aiohttp.session_of(request),
             type(request),

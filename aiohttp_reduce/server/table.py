@@ -15,7 +15,8 @@ from aiohttp import hdrs, web
 
 from .. import _aiohttp
 from .._aiohttp import REMOTE
-from ..async_reduce_core import Flight, FlightTable
+from ..async_reduce_core import Flight
+from ..targets import TargetTable
 from ..writes import Writes
 from .identity import Selection
 from .last_call import LastCall
@@ -36,7 +37,7 @@ class RequestFlight(Flight[Outcome]):
 
     table: "RequestTable"
     subject: web.Request
-    crowds_target = ""
+    crowds_target: Hashable = None
     certificate: bytes | None = None
     key_value: Hashable = None
     identity: Hashable | None = None
@@ -44,10 +45,10 @@ class RequestFlight(Flight[Outcome]):
     passes: tuple[str, Hashable] | None = None
 
 
-class RequestTable(FlightTable[Outcome]):
+class RequestTable(TargetTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "crowds", "last_call", "max_age", "passes", "writes")
+    __slots__ = ("_selection", "last_call", "max_age", "passes", "writes")
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
@@ -56,8 +57,6 @@ class RequestTable(FlightTable[Outcome]):
         self.last_call = LastCall(loop, clock)
         self._selection = selection
         self.max_age = max_age
-        # How many flights stand under their full identity, by target.
-        self.crowds: dict[str, int] = {}
         self.passes = PassMarkers()
         # When the answer to an unsafe request was sent, by decoded path.
         self.writes = Writes(max_age)
@@ -98,17 +97,14 @@ class RequestTable(FlightTable[Outcome]):
         instead_of: RequestFlight | None,
     ) -> RequestFlight:
         """Lead a new flight, in place of `instead_of`, the one that `find` gave and that did not admit."""
-        if self.flights.get(target) is instead_of:
-            flight = RequestFlight(self, target, request, now, now + self.max_age)
-            self.flights[target] = flight
-        else:
-            key = self.identity(target, request, certificate, key_value, route)
-            if key not in self.flights:
-                self.crowds[target] = self.crowds.get(target, 0) + 1
-            flight = RequestFlight(self, key, request, now, now + self.max_age)
+        key, crowded = self.place(
+            target, instead_of, lambda: self.identity(target, request, certificate, key_value, route)
+        )
+        flight = RequestFlight(self, key, request, now, now + self.max_age)
+        if crowded is not None:
             flight.identity = key
-            flight.crowds_target = target
-            self.flights[key] = flight
+            flight.crowds_target = crowded
+        self.flights[key] = flight
         if certificate is not None or key_value is not None:
             flight.certificate = certificate
             flight.key_value = key_value
@@ -136,15 +132,6 @@ class RequestTable(FlightTable[Outcome]):
         flight = self.apart(request, key_value, now)
         flight.passes = (target, identity)
         return flight
-
-    def remove(self, flight: Flight[Any]) -> None:
-        key = flight.key
-        if self.flights.get(key) is flight:
-            del self.flights[key]
-            if self.crowds and isinstance(flight, RequestFlight) and (target := flight.crowds_target):
-                self.crowds[target] -= 1
-                if not self.crowds[target]:
-                    del self.crowds[target]
 
     def wrote(self, path: str, now: float) -> None:
         """An unsafe request on the path is answered now: no flight begun before admits anyone any more."""
