@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from examples import basic, core_only, demo, demo_app, per_user_key, stats_behind_auth
+from examples import basic, core_only, demo, demo_app, gateway, genuine_session, per_user_key, stats_behind_auth
 from tests.harness import PATIENCE, Gate, eventually
+from tests.upstream import Exchange, StartUpstream
 
 Client = TestClient[web.Request, web.Application]
 StartClient = Callable[[web.Application], Awaitable[Client]]
@@ -74,6 +75,43 @@ async def test_per_user_key_shares_between_the_devices_of_one_user_only(
     assert figures(app)["unshared"] == {}
     async with client.get("/orders", headers={"X-Api-Key": "of nobody"}) as response:
         assert response.status == 401
+
+
+async def test_the_gateway_asks_its_upstream_once_for_two_herds(
+    aiohttp_client: StartClient, upstream: StartUpstream
+) -> None:
+    gate = Gate()
+
+    async def answer(exchange: Exchange) -> None:
+        await gate.wait()
+        await exchange.respond(b'{"tea": 3, "coffee": 4}', Content_Type="application/json")
+
+    server = await upstream(answer)
+    app = gateway.make_app(server.url + "/")
+    client = await aiohttp_client(app)
+    herds = asyncio.gather(*[text_of(client, path) for path in ["/cheapest", "/total"] * 5])
+    await eventually(lambda: figures(app)["waiting"] == 8 and figures(app)["clients"]["prices"]["waiting"] == 1)
+    gate.open()
+    assert await herds == ['{"cheapest": "tea"}', '{"total": 7}'] * 5
+    assert [request.target for request in server.requests] == ["/prices"]
+    stats = await (await client.get("/_reduce/stats")).json()
+    assert (stats["executed"], stats["reduced"]) == (2, 8)
+    prices = stats["clients"]["prices"]
+    assert (prices["total"], prices["executed"], prices["reduced"]) == (2, 1, 1)
+    assert list(prices["hosts"]) == [server.url.removeprefix("http://")]
+
+
+async def test_a_genuine_session_sends_once_and_logs_each(
+    upstream: StartUpstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.respond(b"hello")
+
+    server = await upstream(answer)
+    assert await genuine_session.lengths(f"{server.url}/", 5) == [5] * 5
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"GET {server.url}/ 200"] * 5 + ["5 calls, 1 sent"]
+    assert len(server.requests) == 1
 
 
 async def test_stats_behind_auth_answers_to_the_token_only(aiohttp_client: StartClient) -> None:

@@ -53,7 +53,7 @@ async def test_the_page_is_there_without_a_route_of_its_own(serve: Start) -> Non
         "waiting": 0,
         "largest_herd": 0,
     }
-    assert stats == {**counts, "routes": {"/users/{id}": counts}}
+    assert stats == {**counts, "clients": {}, "routes": {"/users/{id}": counts}}
     assert (await server.get(PATH + "?pretty")).status == 200
     assert (await server.get(PATH, method="HEAD")).body == b""
 
