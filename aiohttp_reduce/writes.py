@@ -19,10 +19,12 @@ class Writes:
     look up one key at a time.
     """
 
-    __slots__ = ("_all", "_at", "_keep", "_noting")
+    __slots__ = ("_all", "_at", "_keep", "_noting", "latest")
 
     def __init__(self, keep: float) -> None:
         self._keep = keep
+        # What was begun after the latest of all writes is allowed wherever it goes.
+        self.latest = -math.inf
         # The latest of each place, oldest first.
         self._at: dict[Hashable, float] = {}
         self._all = -math.inf
@@ -43,6 +45,7 @@ class Writes:
             at.pop(place, None)
             if not matters:
                 return
+            self.latest = now
             if len(at) >= _MAX_WRITES:
                 self._all = now
                 at.clear()

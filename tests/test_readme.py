@@ -1,14 +1,18 @@
 """The code blocks of the README run, as they stand there."""
 
 import asyncio
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
+from aiohttp_reduce import ReducingClientSession, reduce_client_middleware, reduce_middleware
 from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
-from tests.harness import Start
+from tests.harness import Gate, Start
+from tests.upstream import Exchange, StartUpstream, bodies, waiting
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -51,10 +55,36 @@ def test_the_tables_of_the_readme_are_the_defaults() -> None:
         assert name in text, name
 
 
+async def test_the_client_drop_in_sends_once(upstream: StartUpstream, capsys: pytest.CaptureFixture[str]) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.respond(b"hello")
+
+    server = await upstream(answer)
+    names = everything()
+    assert await names["fan_in"](server.url) == [b"hello"] * 100
+    assert capsys.readouterr().out == "100 1 99\n"
+    assert len(server.requests) == 1
+
+
+async def test_the_genuine_session_reduces(upstream: StartUpstream) -> None:
+    gate = Gate()
+
+    async def answer(exchange: Exchange) -> None:
+        await gate.wait()
+        await exchange.respond(b"hello")
+
+    server = await upstream(answer)
+    async with await everything()["genuine"]() as session:
+        herd = asyncio.ensure_future(bodies(session, 3, server.url))
+        (reducer,) = session._middlewares
+        await waiting(reducer, 2)
+        gate.open()
+        assert await herd == [b"hello"] * 3
+    assert len(server.requests) == 1
+
+
 def test_the_readme_names_every_option() -> None:
-    import inspect
-
-    from aiohttp_reduce import reduce_middleware
-
-    for name in inspect.signature(reduce_middleware).parameters:
-        assert f"`{name}=" in README or f"{name}=" in README, name
+    for function in (reduce_middleware, reduce_client_middleware, ReducingClientSession):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                assert f"`{name}=" in README or f"{name}=" in README, name

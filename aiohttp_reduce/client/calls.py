@@ -195,7 +195,7 @@ class Call(Waiter[Outcome]):
             self.counters.waiting -= 1
             if timer is not None:
                 timer.cancel()
-        if len(self.flights) > 1:
+        if len(self.flights) > 1 or flight.under_way:
             self.leave()
         return outcome
 

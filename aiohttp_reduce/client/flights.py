@@ -45,16 +45,15 @@ class OutgoingFlight(Flight[Outcome]):
     """A flight of outgoing requests.
 
     `subject` is the request that it sends, `starter` that of the call which started it, `handler` what sends it.
-    `headers` are those of the request as it came: sending it adds to its own. `identity` is the full one, `reading`
-    the options of how the answer is read, both once they were needed. `crowds_target` is the target of a flight that
-    stands under its identity, because another one was first.
+    `headers` are those of the request as it came: sending it adds to its own. `identity` is the full one, once
+    it was needed. `crowds_target` is the target of a flight that stands under its identity, because another one was
+    first.
     """
 
     table: "OutgoingTable"
     subject: ClientRequest
     task: "asyncio.Task[None] | None" = None
     identity: Hashable = None
-    reading: tuple[Any, ...] | None = None
     crowds_target: Hashable = None
 
     def __init__(
@@ -139,7 +138,10 @@ class OutgoingTable(TargetTable[Outcome]):
 
     def admits(self, flight: OutgoingFlight, now: float) -> bool:
         """Whether a request that comes now may join: not too late, nor from before an answered write."""
-        return now < flight.closes and flight.has_seats and self.writes.allow(place_of(flight.subject), flight.opened)
+        if now >= flight.closes or not (flight.under_way or flight.has_seats):
+            return False
+        writes = self.writes
+        return writes.latest < flight.opened or writes.allow(place_of(flight.subject), flight.opened)
 
     def open(self, target: Hashable, request: ClientRequest, handler: ClientHandlerType, now: float) -> OutgoingFlight:
         """A new flight, in place of the one of the same identity that does not admit the request."""
@@ -162,9 +164,7 @@ class OutgoingTable(TargetTable[Outcome]):
     def _same(self, flight: OutgoingFlight, request: ClientRequest, handler: ClientHandlerType) -> bool:
         if flight.headers == request.headers and _aiohttp.same_sending(flight.subject, request):
             # So it is in most herds: the same lines, in the same order.
-            if flight.reading is None:
-                flight.reading = _aiohttp.reading_options_of(flight.handler)
-            return flight.reading == _aiohttp.reading_options_of(handler)
+            return _aiohttp.same_reading(flight.handler, handler)
         if flight.identity is None:
             flight.identity = self._identities.of(flight.subject, flight.headers, flight.handler)
         return flight.identity == self._identities.of(request, request.headers, handler)

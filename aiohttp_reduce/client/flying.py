@@ -1,6 +1,7 @@
 """A flight's task: sends the request, hands out the head when it arrives, then passes the body on as it comes."""
 
 import asyncio
+import math
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
@@ -131,9 +132,9 @@ async def _pass_on(settings: Settings, flight: OutgoingFlight, streamed: Streame
     _aiohttp.hold_less(content)
     closing: asyncio.TimerHandle | None = None
     try:
-        delay = flight.closes - settings.clock()
-        if delay < settings.max_age + 1:
-            closing = table.loop.call_later(max(0.0, delay), broadcast.close)
+        if flight.closes != math.inf:
+            left = flight.closes - settings.clock()
+            closing = table.loop.call_later(max(0.0, left), broadcast.close)
         while True:
             data, ends_part = await content.readchunk()
             if not data and not ends_part:

@@ -145,15 +145,8 @@ class Whole(Shared):
         return await self.head.response_for(request, ReaderProtocol(self.head, _nothing, _nothing), self._fill)
 
     def _fill(self, reader: StreamReader) -> None:
-        if reader.is_eof():
-            return
-        source = self._source
-        if _aiohttp.reads_in_parts(source):
-            reader.begin_http_chunk_receiving()
-        for data, ends_part in self._parts:
-            _aiohttp.feed(reader, data, ends_part)
-        _aiohttp.copy_compressed_size(reader, source)
-        reader.feed_eof()
+        if not reader.is_eof():  # the empty one is
+            _aiohttp.fill_whole(reader, self._parts, self._source)
 
 
 class Streamed(Shared):
