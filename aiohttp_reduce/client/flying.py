@@ -46,10 +46,12 @@ async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -
             if len(members) == 1 and response.content.is_eof():
                 # The most common case: nobody else came, and all is there.
                 flight.finish(0, ForOne(flight, response, members[0]))
-            elif flight.under_way:
+            elif members:
                 streamed = await _land(settings, flight, response, members, counters)
             else:
-                response.close()  # everybody left as it arrived
+                # Everybody left as it arrived, and has not said so yet: nobody may join what nobody will end.
+                flight.abandon(0)
+                response.close()
             if settings.hooks is not None:
                 settings.tell("on_result_for", flight.starter, response)
             if streamed is not None:
@@ -95,7 +97,7 @@ async def _land(
         counters.largest_herd = max(counters.largest_herd, herd)
     verdict = judge_fetched(response.status, response.headers, settings.identities.counts)
     if verdict.reason is not None:
-        flight.finish(0, ForOne(flight, response, members[0] if members else None))
+        flight.finish(0, ForOne(flight, response, members[0]))
         return None
     _aiohttp.take_timer_from(response)
     if content.is_eof():

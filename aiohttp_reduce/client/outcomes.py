@@ -83,29 +83,30 @@ class Failure(Outcome):
 class ForOne(Outcome):
     """The genuine response goes to one, who waited with `winner`; it reads by its own clock, as without us."""
 
-    __slots__ = ("_response", "winner")
+    __slots__ = ("_response", "_winner")
 
-    def __init__(
-        self, flight: "OutgoingFlight", response: ClientResponse, winner: "asyncio.Future[Any] | None"
-    ) -> None:
+    def __init__(self, flight: "OutgoingFlight", response: ClientResponse, winner: "asyncio.Future[Any]") -> None:
         super().__init__(flight)
         self._response: ClientResponse | None = response
-        self.winner = winner
-        if winner is None:
-            response.close()
+        self._winner: asyncio.Future[Any] | None = winner
 
     def response_at_once(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
-        if future is not self.winner or future is None:
-            return None
-        response, self._response = self._response, None
+        response = self._taken_by(future)
         if response is not None:
             _aiohttp.hand_over(response, request, is_starter=request is self.starter)
         return response
 
     def give_up(self, future: "asyncio.Future[Any]") -> None:
-        if future is self.winner and self._response is not None:
-            self._response.close()
-            self._response = None
+        response = self._taken_by(future)
+        if response is not None:
+            response.close()
+
+    def _taken_by(self, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
+        if future is None or future is not self._winner:
+            return None
+        response, self._response = self._response, None
+        self._winner = None  # whose result this is: together they would wait for the garbage collector
+        return response
 
 
 class Shared(Outcome):
