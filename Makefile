@@ -29,7 +29,7 @@ matrix: $(VENV)/.check
 	$(BIN)/python .ci/matrix.py
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m bench $(if $(QUICK),--quick)
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # The long forms of what the suite has in short: bad input for a minute, 20,000 random herds.
 soak: $(VENV)/.test

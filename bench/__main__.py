@@ -1,7 +1,8 @@
-"""Measure the server and the core against their peers: `python -m bench [--quick]`, or `make bench [QUICK=1]`.
+"""Measure server, client and core against their peers: `python -m bench [--quick] [--only server|client|core]`.
 
-Prints one table. Servers run on one core (uvloop, loopback only), load comes from another. What counts are the
-ratios, each the median over rounds that measured both sides one right after the other.
+Or `make bench [QUICK=1] [ONLY=client]`. Prints one table. Servers run on one core (uvloop, loopback only), load comes
+from another; where it is the client that is measured, it is the load. What counts are the ratios, each the median over
+rounds that measured both sides one right after the other.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from . import serving
+from . import client, serving
 from .core import WORKS, core_row
 from .processes import LOAD_CORE, SERVER_CORE
 from .report import Row, header
@@ -28,7 +29,8 @@ from .report import Row, header
 class Plan:
     """How many rounds each row gets, and after how many seconds the run is stopped whatever is left.
 
-    `distinct` rounds are for each of `instances` processes.
+    `distinct` rounds are for each of `instances` processes, `client_distinct` and `client_herds` for each of
+    `client_instances`.
     """
 
     instances: int
@@ -37,16 +39,46 @@ class Plan:
     slow: int
     burning: int
     compressed: int
+    client_instances: int
+    client_distinct: int
+    client_herds: int
+    client_memory: int
     core: int
     limit: int
 
 
-FULL = Plan(instances=4, distinct=6, follower=90, slow=30, burning=30, compressed=7, core=21, limit=350)
-QUICK = Plan(instances=2, distinct=2, follower=30, slow=8, burning=8, compressed=2, core=7, limit=58)
+FULL = Plan(
+    instances=4,
+    distinct=6,
+    follower=90,
+    slow=30,
+    burning=30,
+    compressed=7,
+    client_instances=4,
+    client_distinct=30,
+    client_herds=25,
+    client_memory=3,
+    core=21,
+    limit=440,
+)
+QUICK = Plan(
+    instances=2,
+    distinct=2,
+    follower=30,
+    slow=8,
+    burning=8,
+    compressed=2,
+    client_instances=1,
+    client_distinct=8,
+    client_herds=6,
+    client_memory=1,
+    core=7,
+    limit=58,
+)
 
 
-def rows(plan: Plan) -> Iterator[Row]:
-    """Measure; each row as soon as it is known."""
+def server_rows(plan: Plan) -> Iterator[Row]:
+    """The server against its peers."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, serving.all_servers() as running:
         yield from guarded("distinct GETs", lambda: serving.distinct(running, folder, plan.instances, plan.distinct))
         for contest, rounds in (
@@ -56,8 +88,25 @@ def rows(plan: Plan) -> Iterator[Row]:
             (serving.COMPRESSED, plan.compressed),
         ):
             yield from guarded(contest.what, lambda: [contest.row(running, rounds)])  # noqa: B023 - called at once
+
+
+def client_rows(plan: Plan) -> Iterator[Row]:
+    """The client against its peers."""
+    instances = plan.client_instances
+    with client.upstream() as server:
+        yield from guarded(client.DISTINCT, lambda: [client.distinct(server, instances, plan.client_distinct)])
+        yield from guarded(client.HERDS, lambda: [client.herds(server, instances, plan.client_herds)])
+        yield from guarded(client.STREAMED, lambda: [client.streamed(server, plan.client_memory)])
+        yield from guarded(client.STALLED, lambda: [client.stalled(server, plan.client_memory)])
+
+
+def core_rows(plan: Plan) -> Iterator[Row]:
+    """The core against `async_reduce`."""
     for what, work in WORKS.items():
         yield from guarded(what, lambda: [core_row(what, work, plan.core)])  # noqa: B023 - called at once
+
+
+PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {"server": server_rows, "client": client_rows, "core": core_rows}
 
 
 def guarded(what: str, measured: Callable[[], Iterable[Row]]) -> Iterator[Row]:
@@ -89,7 +138,7 @@ def machine() -> str:
         if line.startswith("model name"):
             processor = line.split(":", 1)[1].strip()
             break
-    packages = ("aiohttp", "uvloop", "async_reduce", "multidict", "yarl")
+    packages = ("aiohttp", "uvloop", "async_reduce", "aiohttp-client-cache", "multidict", "yarl")
     return "\n".join(
         (
             f"machine: {processor}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; "
@@ -136,7 +185,10 @@ def _commit() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute, and less sure")
-    plan = QUICK if parser.parse_args().quick else FULL
+    parser.add_argument("--only", choices=PARTS, help="the rows of one part")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    parts = [PARTS[options.only]] if options.only else PARTS.values()
     os.sched_setaffinity(0, {LOAD_CORE})
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.signal(signal.SIGTERM, _terminated)
@@ -145,9 +197,10 @@ def main() -> int:
     print(machine(), header(), sep="\n\n", flush=True)
     complete = True
     try:
-        for row in rows(plan):
-            complete &= bool(row.ratios)
-            print(row, flush=True)
+        for part in parts:
+            for row in part(plan):
+                complete &= bool(row.ratios)
+                print(row, flush=True)
     except OutOfTimeError:
         print(f"stopped after {plan.limit} seconds; what is not above was not measured")
         complete = False

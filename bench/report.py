@@ -4,22 +4,23 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-_WIDTHS = (70, 10, 72, 6, 10, 7)
+_WIDTHS = (70, 10, 72, 6, 10, 9)
 _TITLES = ("what", "ours", "peers", "ratio", "min..max", "target")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a ratio is to reach: at least, or at most, a limit."""
+    """What a ratio is to reach: at least, or at most, a limit. With a `unit` it is no ratio, but a plain figure."""
 
     limit: float
     at_least: bool = False
+    unit: str = ""
 
     def reached(self, ratio: float) -> bool:
         return ratio >= self.limit if self.at_least else ratio <= self.limit
 
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.limit:.2f}"
+        return f"{'>=' if self.at_least else '<='} {self.limit:{'.0f' if self.unit else '.2f'}}{self.unit}"
 
 
 @dataclass
@@ -42,10 +43,11 @@ class Row:
         target = str(self.target or "")
         if not self.ratios:
             return self.what, self.ours, self.peers, "-", "-", target, f"not measured: {self.missing or 'no rounds'}"
-        spread = f"{min(self.ratios):.2f}..{max(self.ratios):.2f}"
+        exact, rough = (".1f", ".1f") if self.target is not None and self.target.unit else (".3f", ".2f")
+        spread = f"{min(self.ratios):{rough}}..{max(self.ratios):{rough}}"
         verdict = "" if self.target is None else "reached" if self.target.reached(self.ratio) else "NOT REACHED"
         what = f"{self.what} ({len(self.ratios)} rounds)"
-        return what, self.ours, self.peers, f"{self.ratio:.3f}", spread, target, verdict
+        return what, self.ours, self.peers, f"{self.ratio:{exact}}", spread, target, verdict
 
     def __str__(self) -> str:
         return _line(self.cells())
@@ -77,3 +79,7 @@ def milliseconds(seconds: float) -> str:
 
 def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us"
+
+
+def mebibytes(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"
