@@ -119,7 +119,7 @@ class Broadcast:
     # The producer's side.
 
     def fits(self, size: int) -> bool:
-        """Whether a chunk of so many bytes may be fed now; closes the broadcast where that makes room."""
+        """Whether a chunk of so many bytes may be fed now; where it may not, the broadcast is closed to make room."""
         if self._fits(size):
             return True
         if self.is_open:
@@ -165,12 +165,16 @@ class Broadcast:
             return
         self.exception = exception
         self.close()
-        consumers, self._consumers, self._waiting, self._starving = self._consumers, {}, {}, 0
+        self._waiting, self._starving = {}, 0
         self._drop_all()
         self._wake_producer()
+        consumers = list(self._consumers)
         for consumer in consumers:
             consumer.exception = exception
-            consumer.on_ready()
+        for consumer in consumers:
+            if consumer in self._consumers:
+                consumer.on_ready()
+        self._consumers.clear()
 
     def close(self) -> None:
         """Nobody joins any more, and what everybody has read is dropped."""
@@ -200,6 +204,8 @@ class Broadcast:
         return consumer
 
     def _take(self, consumer: "Consumer") -> Chunk | None:
+        if consumer not in self._consumers:
+            return None
         index = consumer._taken - self._dropped
         if index < len(self._log):
             consumer._taken += 1
@@ -207,11 +213,13 @@ class Broadcast:
         if self.ended:
             self._leave(consumer)
             consumer.at_end = True
-        elif consumer in self._consumers:
+        else:
             self._waiting[consumer] = None
         return None
 
     def _pass(self, consumer: "Consumer", offset: int) -> None:
+        if consumer not in self._consumers:
+            return  # it is counted as gone already
         log = self._log
         index = consumer._passed - self._dropped
         taken = consumer._taken - self._dropped
@@ -231,6 +239,8 @@ class Broadcast:
         if consumer not in self._consumers:
             return
         del self._consumers[consumer]
+        if self.exception is not None:
+            return
         self._waiting.pop(consumer, None)
         first = consumer._passed - self._dropped
         self._starving -= first == len(self._log)
@@ -304,11 +314,14 @@ class Broadcast:
         while self._log and not self._fits(self._size):
             slowest = [consumer for consumer in self._consumers if consumer._passed == self._dropped]
             for consumer in slowest:
-                self._leave(consumer)
-                consumer.exception = StalledError(
-                    "this reader was cut off: it held up the other readers of the same transfer for too long"
-                )
-                consumer.on_ready()
+                if consumer in self._consumers:
+                    self._leave(consumer)
+                    consumer.exception = StalledError(
+                        "this reader was cut off: it held up the other readers of the same transfer for too long"
+                    )
+                    consumer.on_ready()
+        # Others may have given back what they kept meanwhile, and nobody had to be cut off.
+        self._wake_producer()
 
 
 class Consumer:

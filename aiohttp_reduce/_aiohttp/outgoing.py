@@ -1,5 +1,6 @@
 """What we ask of an outgoing request, and of the handler that sends it, beyond what aiohttp promises."""
 
+import asyncio
 from collections.abc import Callable, Hashable
 from operator import itemgetter
 from types import CellType, CodeType
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiohttp import ClientRequest, ClientResponse, ClientSession, ClientTimeout
 from aiohttp.helpers import TimerNoop
+from multidict import CIMultiDict
 from yarl import URL
 
 if TYPE_CHECKING:
@@ -201,7 +203,26 @@ def for_a_flight(request: ClientRequest) -> ClientRequest:
     attributes.update(request.__dict__)
     attributes["headers"] = request.headers.copy()
     attributes["_timer"] = NO_TIMER
+    if request.proxy_headers is not None:
+        attributes["proxy_headers"] = CIMultiDict(request.proxy_headers)  # the connector adds to them
+    if not has_plain_start(request):
+        attributes["response_class"] = ClientResponse
     return copy
+
+
+def has_plain_start(request: ClientRequest) -> bool:
+    """Whether the caller's response class starts as aiohttp's own: another may read the body before anybody has it."""
+    cls = request.response_class
+    return cls is ClientResponse or cls.start is ClientResponse.start
+
+
+def connection_closed(response: ClientResponse) -> "asyncio.Future[None] | None":
+    """Done once the response's connection is lost, for whatever reason; None if it has none any more.
+
+    (`ResponseHandler.closed`, 3.12.) Nobody else tells a reader whose connection its own session closed.
+    """
+    protocol = response.connection and response.connection.protocol
+    return None if protocol is None else protocol.closed
 
 
 def was_sent(request: ClientRequest) -> bool:
@@ -243,4 +264,4 @@ def absolute_url(session: ClientSession, url: str | URL) -> URL:
 
 def middlewares_of(session: ClientSession) -> tuple[Any, ...]:
     """The session's own client middlewares (`_middlewares`, 3.12); there is no public way to ask."""
-    return tuple(session._middlewares)
+    return tuple(getattr(session, "_middlewares", ()))

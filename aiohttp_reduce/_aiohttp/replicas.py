@@ -110,7 +110,7 @@ class _StandInConnector:
     force_close = False
 
     def _release(self, key: Any, protocol: "ReaderProtocol", *, should_close: bool = False) -> None:
-        protocol.let_go()
+        (protocol.close if should_close else protocol.let_go)()
 
 
 _STAND_IN_CONNECTOR: Final = _StandInConnector()
@@ -120,20 +120,26 @@ class ReaderProtocol:
     """Stands where a response has the protocol of its connection.
 
     What aiohttp asks of one while a response is read (3.12 and 3.14): its flow control, whether it is connected, and
-    the head. `on_read` is called when the reader got emptier, `on_release` when the response let go of it.
+    the head. `on_read` is called when the reader got emptier, `on_release` when the response let go of it, and before
+    that `on_lost` if its transport was closed.
     """
-
-    __slots__ = ("_lost", "_view", "message", "on_read", "on_release")
 
     # 3.12's reader says that it got emptier only where it believes to have paused somebody.
     _reading_paused = True
     upgraded = False
     should_close = False
 
-    def __init__(self, head: Head, on_read: Callable[[], None], on_release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        head: Head,
+        on_read: Callable[[], None],
+        on_release: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         self.message: Any = None
         self.on_read = on_read
         self.on_release = on_release
+        self.on_lost = on_lost
         self._lost = False
         self._view: Any = head
 
@@ -169,12 +175,25 @@ class ReaderProtocol:
 
     def let_go(self) -> None:
         """The response is read, released or closed."""
-        if not self._lost:
-            self._lost = True
-            on_release, self.on_release, self.on_read = self.on_release, _NO_CALLBACK, _NO_CALLBACK
-            on_release()
+        self._lost = True
+        on_release = self.on_release
+        self.on_read = self.on_release = self.on_lost = _NO_CALLBACK
+        on_release()
 
-    close = abort = let_go
+    def close(self) -> None:
+        """The response was closed before its end."""
+        self.let_go()
+
+    abort = close
+
+    def lose(self) -> None:
+        """The transport was closed by whoever looked at it: for this response, the connection is lost."""
+        self.on_lost()
+        self.let_go()
+
+    def hang_up(self) -> None:
+        """Nothing more comes; what was read so far stays."""
+        self._lost = True
 
 
 class Mould:
@@ -240,8 +259,8 @@ class TransportView(asyncio.Transport):
         return self._transport.is_closing()
 
     def close(self) -> None:
-        """Let go of this one response."""
-        self._stand_in.let_go()
+        """Break off this one response."""
+        self._stand_in.lose()
 
     abort = close
 
@@ -281,8 +300,23 @@ def reads_in_parts(reader: StreamReader) -> bool:
 
 
 def break_off(reader: StreamReader, exception: BaseException) -> None:
-    """Let whoever reads fail (`aiohttp.helpers.set_exception`, 3.9)."""
+    """Let whoever reads fail (`aiohttp.helpers.set_exception`, 3.9).
+
+    Once more in the next pass of the loop: one that was woken a moment ago by the end of an HTTP chunk finds nothing
+    to read, and waits again without looking for an exception (`readany()`, 3.0).
+    """
     set_exception(reader, exception)
+    reader._loop.call_soon(_break_off_again, reader, exception)
+
+
+def _break_off_again(reader: StreamReader, exception: BaseException) -> None:
+    if reader.exception() is exception and is_waited_for(reader):
+        set_exception(reader, exception)
+
+
+def is_waited_for(reader: StreamReader) -> bool:
+    """Whether somebody waits for more just now (`_waiter` and `_eof_waiter`, 3.0)."""
+    return reader._waiter is not None or reader._eof_waiter is not None
 
 
 def unread(reader: StreamReader) -> int:
@@ -303,9 +337,9 @@ def hold_less(reader: StreamReader) -> None:
     `_low_water` and `_high_water` are its measures (3.0).
     """
     if hasattr(reader, "_low_water"):
-        reader._low_water //= 2
-        reader._high_water //= 2
+        reader._low_water = max(1, reader._low_water // 2)  # at 0 it would never resume
+        reader._high_water = max(1, reader._high_water // 2)
 
 
-WHOLE: Final = ReaderProtocol(None, _NO_CALLBACK, _NO_CALLBACK)  # type: ignore[arg-type]
+WHOLE: Final = ReaderProtocol(None, _NO_CALLBACK, _NO_CALLBACK, _NO_CALLBACK)  # type: ignore[arg-type]
 """Where a reader that has all of its body has a protocol: nothing is asked of it any more."""

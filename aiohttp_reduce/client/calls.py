@@ -16,7 +16,7 @@ from ..async_reduce_core import PENDING, Waiter, Wake
 from ..stats import Counters, Unshared
 from .flights import OutgoingFlight, OutgoingTable, target_of
 from .flying import start
-from .outcomes import Failure, ForOne, Outcome, Shared
+from .outcomes import Failure, Outcome, Shared
 from .settings import Settings
 
 logger = logging.getLogger("aiohttp_reduce")
@@ -134,7 +134,7 @@ class Call(Waiter[Outcome]):
                 return await self._ask_alone(Unshared.VARY, name)
         response = await outcome.response_for(request, future)
         if response is None:
-            if isinstance(outcome, ForOne):
+            if outcome.is_for_one:
                 return await self._ask_alone(Unshared.STREAM, None)
         elif outcome.starter is not request:
             counters.reduced += 1

@@ -77,10 +77,10 @@ class ReduceClientMiddleware:
             reason = self._bypass_reason(request, handler)
             if reason is not None:
                 return await self._bypass(request, handler, counters, reason)
-        call = Call(settings, self._tables.get(), request, handler, counters)
         if settings.hooks is not None:
             settings.tell("on_apply_for", request)
-        return await call.response()
+        # In no variable: an exception holds this frame, and the call may hold the exception.
+        return await Call(settings, self._tables.get(), request, handler, counters).response()
 
     async def pass_on(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """The client middleware for a call with `reduce=False`."""

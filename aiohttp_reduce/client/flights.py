@@ -18,7 +18,7 @@ from ..broadcast import Budget
 from ..targets import TargetTable
 from ..writes import Writes
 from .identity import Identities
-from .outcomes import Failure, Outcome, Streamed
+from .outcomes import Failure, HungUpError, Outcome, Streamed
 
 Place = tuple[str | None, int | None, str]
 """Where a request goes, as far as read-your-writes is concerned: host, port and decoded path."""
@@ -45,9 +45,9 @@ class OutgoingFlight(Flight[Outcome]):
     """A flight of outgoing requests.
 
     `subject` is the request that it sends, `starter` that of the call which started it, `handler` what sends it.
-    `headers` are those of the request as it came: sending it adds to its own. `identity` is the full one, once
-    it was needed. `crowds_target` is the target of a flight that stands under its identity, because another one was
-    first.
+    `headers` and `way` are those of the request as it came: sending it adds to its own. `identity` is the full one,
+    once it was needed. `crowds_target` is the target of a flight that stands under its identity, because another one
+    was first.
     """
 
     table: "OutgoingTable"
@@ -64,6 +64,7 @@ class OutgoingFlight(Flight[Outcome]):
         self.subject = _aiohttp.for_a_flight(request)
         self.starter = request
         self.headers = request.headers.copy()
+        self.way = _aiohttp.way_of(request)
         self.handler = handler
         self.opened = now
         self.closes = now + table.max_age
@@ -84,15 +85,18 @@ class OutgoingFlight(Flight[Outcome]):
             self.abandon(self.generation)
         else:
             self.close()
+            if isinstance(self.outcome, Streamed):
+                # The task would do it in its next step. Without us, the connection is free at once.
+                self.outcome.response.close()
         self.stop()
 
     def hang_up(self) -> None:
         """The session is closed: whoever waits or reads fails as aiohttp has it."""
         if self.under_way:
-            self.finish(self.generation, Failure(self, ClientConnectionError("Connector is closed.")))
+            self.finish(0, Failure(self, ClientConnectionError("Connector is closed."), len(self.waiters)))
         elif isinstance(self.outcome, Streamed):
             self.close()
-            self.outcome.broadcast.fail(ClientConnectionError("Connection closed"))
+            self.outcome.broadcast.fail(HungUpError())
         self.stop()
 
     def stop(self) -> None:
@@ -133,7 +137,7 @@ class OutgoingTable(TargetTable[Outcome]):
             flight: OutgoingFlight = first
             return flight
         if target in self.crowds:
-            return self.flights.get(self._identities.of(request, request.headers, handler))  # type: ignore[return-value]
+            return self.flights.get(self._identity_of(request, handler))  # type: ignore[return-value]
         return None
 
     def admits(self, flight: OutgoingFlight, now: float) -> bool:
@@ -151,7 +155,7 @@ class OutgoingTable(TargetTable[Outcome]):
             key, crowded = self.place(
                 target,
                 self.find(target, request, handler),
-                lambda: self._identities.of(request, request.headers, handler),
+                lambda: self._identity_of(request, handler),
             )
         flight = OutgoingFlight(self, key, request, handler, now)
         if crowded is not None:
@@ -166,8 +170,8 @@ class OutgoingTable(TargetTable[Outcome]):
             # So it is in most herds: the same lines, in the same order.
             return _aiohttp.same_reading(flight.handler, handler)
         if flight.identity is None:
-            flight.identity = self._identities.of(flight.subject, flight.headers, flight.handler)
-        return flight.identity == self._identities.of(request, request.headers, handler)
+            flight.identity = self._identities.of(flight.subject, flight.headers, flight.way, flight.handler)
+        return flight.identity == self._identity_of(request, handler)
 
     def wrote(self, place: Place, now: float) -> None:
         """An unsafe request to this place is answered: nobody joins what was begun before.
@@ -192,3 +196,6 @@ class OutgoingTable(TargetTable[Outcome]):
             streams.discard(flight)
             if not streams:
                 del self.streams[place]
+
+    def _identity_of(self, request: ClientRequest, handler: ClientHandlerType) -> Hashable:
+        return self._identities.of(request, request.headers, _aiohttp.way_of(request), handler)

@@ -14,7 +14,7 @@ from ..broadcast import Broadcast
 from ..policy import judge_fetched
 from ..stats import Counters
 from .flights import OutgoingFlight
-from .outcomes import Failure, ForOne, Part, Streamed, Whole
+from .outcomes import Failure, ForOne, HungUpError, Part, Streamed, StreamedForOne, Whole
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -
         try:
             streamed = None
             members = [future for future in flight.waiters if not future.done()]
-            if len(members) == 1 and response.content.is_eof():
+            if len(members) == 1 and response.content.is_eof() and _aiohttp.has_plain_start(flight.starter):
                 # The most common case: nobody else came, and all is there.
                 flight.finish(0, ForOne(flight, response, members[0]))
             elif members:
@@ -67,8 +67,8 @@ async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -
     finally:
         table.running.discard(flight)
         counters.ended += 1
-        # An exception holds this frame, and the flight holds the exception.
-        del flight
+        # An exception holds this frame, and they all hold the exception.
+        flight = members = streamed = response = None  # type: ignore[assignment]
 
 
 def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, exception: BaseException) -> None:
@@ -80,7 +80,8 @@ def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, except
         exception = ClientConnectionError("Connection closed")
     counters.errors += not isinstance(exception, CancelledError)
     settings.tell("on_exception_for", flight.starter, exception)
-    flight.finish(0, Failure(flight, exception))
+    herd = sum(not future.done() for future in flight.waiters)
+    flight.finish(0, Failure(flight, exception, herd))
 
 
 async def _land(
@@ -96,7 +97,7 @@ async def _land(
     if herd > 1:
         counters.largest_herd = max(counters.largest_herd, herd)
     verdict = judge_fetched(response.status, response.headers, settings.identities.counts)
-    if verdict.reason is not None:
+    if verdict.reason is not None and _aiohttp.has_plain_start(flight.starter):
         flight.finish(0, ForOne(flight, response, members[0]))
         return None
     _aiohttp.take_timer_from(response)
@@ -111,9 +112,14 @@ async def _land(
         on_close=flight.close,
         on_desert=flight.desert,
     )
-    streamed = Streamed(flight, Head(response, flight.subject), verdict, members, broadcast, content)
+    head = Head(response, flight.subject)
+    if verdict.reason is None:
+        streamed = Streamed(flight, head, verdict, members, broadcast, response)
+    else:
+        streamed = StreamedForOne(flight, head, verdict, members[:1], broadcast, response)
+        broadcast.close()
     flight.table.begin_stream(flight)
-    flight.finish(0, streamed, linger=True)
+    flight.finish(0, streamed, linger=broadcast.is_open)
     return streamed
 
 
@@ -133,6 +139,14 @@ async def _pass_on(settings: Settings, flight: OutgoingFlight, streamed: Streame
     broadcast, content, table = streamed.broadcast, response.content, flight.table
     _aiohttp.hold_less(content)
     closing: asyncio.TimerHandle | None = None
+
+    def hang_up(_lost: object) -> None:
+        if not content.is_eof() and content.exception() is None:
+            flight.hang_up()
+
+    lost = _aiohttp.connection_closed(response)
+    if lost is not None:
+        lost.add_done_callback(hang_up)
     try:
         if flight.closes != math.inf:
             left = flight.closes - settings.clock()
@@ -146,12 +160,14 @@ async def _pass_on(settings: Settings, flight: OutgoingFlight, streamed: Streame
             broadcast.feed(data, ends_part=ends_part)
         broadcast.finish()
     except CancelledError:
-        broadcast.fail(ClientConnectionError("Connection closed"))
+        broadcast.fail(HungUpError())
         raise
     except Exception as exception:
         broadcast.fail(exception)
         response.close()
     finally:
+        if lost is not None:
+            lost.remove_done_callback(hang_up)
         if closing is not None:
             closing.cancel()
         table.end_stream(flight)

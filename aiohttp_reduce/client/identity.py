@@ -29,8 +29,10 @@ class Identities:
         self._ignored = Names(ignore_headers, fold=True)
         self._names: dict[str, str | None] = {}
 
-    def of(self, request: ClientRequest, headers: CIMultiDict[str], handler: ClientHandlerType) -> Hashable:
-        """The identity of a request that has these headers and is to be sent by this handler."""
+    def of(
+        self, request: ClientRequest, headers: CIMultiDict[str], way: Hashable, handler: ClientHandlerType
+    ) -> Hashable:
+        """The identity of a request that had these headers and that way to go, and is to be sent by this handler."""
         return (
             request.method,
             request.url,
@@ -39,7 +41,7 @@ class Identities:
             request.version,
             _aiohttp.session_of(request),
             type(request),
-            _aiohttp.way_of(request),
+            way,
         )
 
     def left_out(self, headers: CIMultiDict[str]) -> list[tuple[str, str]]:

@@ -10,7 +10,14 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import ClientPayloadError, ClientRequest, ClientResponse, ClientResponseError, StreamReader
+from aiohttp import (
+    ClientConnectionError,
+    ClientPayloadError,
+    ClientRequest,
+    ClientResponse,
+    ClientResponseError,
+    StreamReader,
+)
 
 from .. import _aiohttp
 from .._aiohttp import WHOLE, Head, Mould, ReaderProtocol
@@ -25,6 +32,10 @@ Part = tuple[bytes, bool]
 """A piece of a body, and whether an HTTP chunk ends with it."""
 
 
+class HungUpError(Exception):
+    """The session was closed."""
+
+
 class Outcome:
     """How a flight ended, or what its head was.
 
@@ -35,6 +46,8 @@ class Outcome:
 
     is_open = False
     """Whether latecomers may join."""
+    is_for_one = False
+    """Whether those who are given nothing ask for themselves at once. (They come back to the door otherwise.)"""
 
     def __init__(self, flight: "OutgoingFlight", herd: int = 1) -> None:
         self.starter = flight.starter
@@ -56,27 +69,25 @@ class Outcome:
 
 
 class Failure(Outcome):
-    """The request failed. The first who asks gets the exception itself, the others copies of it."""
+    """The request failed. A caller that was alone gets the exception itself, all others copies of it."""
 
-    __slots__ = ("_given", "exception", "timeout")
+    __slots__ = ("_traceback", "exception", "timeout")
 
-    def __init__(self, flight: "OutgoingFlight", exception: BaseException) -> None:
-        super().__init__(flight)
+    def __init__(self, flight: "OutgoingFlight", exception: BaseException, herd: int = 1) -> None:
+        super().__init__(flight, herd)
         self.timeout = flight.timeout
         self.exception = exception
-        self._given = False
+        self._traceback = exception.__traceback__
 
     def exception_for(self, request: ClientRequest) -> BaseException:
         """What the caller of this request raises, with its own `request_info` where there is one."""
-        if not self._given:
-            self._given = True
+        if self.herd == 1 and request is self.starter:
             return self.exception
-        twin = copied(self.exception)
-        if twin is not self.exception:
-            twin = twin.with_traceback(self.exception.__traceback__)
-            if isinstance(twin, ClientResponseError):
-                twin.request_info = request.request_info
-                twin.args = (request.request_info, *twin.args[1:])
+        # With the traceback of the request that failed, and nothing of what other callers made of it since.
+        twin = copied(self.exception).with_traceback(self._traceback)
+        if twin is not self.exception and isinstance(twin, ClientResponseError):
+            twin.request_info = request.request_info
+            twin.args = (request.request_info, *twin.args[1:])
         return twin
 
 
@@ -84,6 +95,8 @@ class ForOne(Outcome):
     """The genuine response goes to one, who waited with `winner`; it reads by its own clock, as without us."""
 
     __slots__ = ("_response", "_winner")
+
+    is_for_one = True
 
     def __init__(self, flight: "OutgoingFlight", response: ClientResponse, winner: "asyncio.Future[Any]") -> None:
         super().__init__(flight)
@@ -143,7 +156,9 @@ class Whole(Shared):
         return mould.cast(request, reader)
 
     async def response_for(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
-        return await self.head.response_for(request, ReaderProtocol(self.head, _nothing, _nothing), self._fill)
+        return await self.head.response_for(
+            request, ReaderProtocol(self.head, _nothing, _nothing, _nothing), self._fill
+        )
 
     def _fill(self, reader: StreamReader) -> None:
         if not reader.is_eof():  # the empty one is
@@ -153,7 +168,7 @@ class Whole(Shared):
 class Streamed(Shared):
     """The body is on its way, through a broadcast. `seats` are the places of those who waited for the head."""
 
-    __slots__ = ("broadcast", "seats", "source")
+    __slots__ = ("broadcast", "response", "seats", "source")
 
     def __init__(
         self,
@@ -162,10 +177,11 @@ class Streamed(Shared):
         verdict: Verdict,
         members: Iterable["asyncio.Future[Any]"],
         broadcast: Broadcast,
-        source: StreamReader,
+        response: ClientResponse,
     ) -> None:
         self.broadcast = broadcast
-        self.source = source
+        self.response = response
+        self.source = response.content
         # Whenever they come to it, they read from byte 0.
         self.seats: dict[asyncio.Future[Any], Consumer] = {future: broadcast.join(_nothing) for future in members}
         super().__init__(flight, head, verdict, len(self.seats))
@@ -180,10 +196,8 @@ class Streamed(Shared):
             if not self.broadcast.is_open:
                 return None
             consumer = self.broadcast.join(_nothing)
-        reading = Reading(self, consumer)
-        protocol = ReaderProtocol(self.head, reading.fill, consumer.leave)
         try:
-            return await self.head.response_for(request, protocol, reading.begin)
+            return await Reading(self, consumer).response_for(request)
         except BaseException:
             consumer.leave()
             raise
@@ -194,23 +208,33 @@ class Streamed(Shared):
             consumer.leave()
 
 
+class StreamedForOne(Streamed):
+    """An endless answer for a caller with a response class of its own: it alone reads it, from the first byte."""
+
+    __slots__ = ()
+
+    is_for_one = True
+
+
 class Reading:
     """One member's reader, filled from the broadcast as it empties."""
 
-    __slots__ = ("_consumer", "_filling", "_reader", "_streamed")
+    __slots__ = ("_consumer", "_filling", "_protocol", "_reader", "_streamed")
 
     _reader: StreamReader
 
     def __init__(self, streamed: Streamed, consumer: Consumer) -> None:
         self._streamed = streamed
+        self._protocol = ReaderProtocol(streamed.head, self.fill, consumer.leave, self._lose)
         self._consumer = consumer
         self._filling = False
 
-    def begin(self, reader: StreamReader) -> None:
-        """Fill this reader from now on."""
+    async def response_for(self, request: ClientRequest) -> ClientResponse:
+        """The response that reads it."""
+        return await self._streamed.head.response_for(request, self._protocol, self._begin)
+
+    def _begin(self, reader: StreamReader) -> None:
         self._reader = reader
-        if _aiohttp.reads_in_parts(self._streamed.source):
-            reader.begin_http_chunk_receiving()
         self._consumer.on_ready = self.fill
         self.fill()
 
@@ -227,23 +251,39 @@ class Reading:
                 if chunk is None:
                     self._end()
                     return
+                if not reader.total_bytes and _aiohttp.reads_in_parts(self._streamed.source):
+                    reader.begin_http_chunk_receiving()  # not before the first has come does the genuine one know it
                 _aiohttp.feed(reader, chunk.data, chunk.ends_part)
+                if not chunk.data:
+                    # It is read with what came before it, which may be long ago.
+                    consumer.has_read(reader.total_bytes - _aiohttp.unread(reader))
         finally:
             self._filling = False
+            _aiohttp.copy_compressed_size(reader, self._streamed.source)
+
+    def _lose(self) -> None:
+        if not self._reader.is_eof() and self._reader.exception() is None:
+            _aiohttp.break_off(self._reader, ClientPayloadError("Response payload is not completed"))
 
     def _end(self) -> None:
-        consumer, reader, source = self._consumer, self._reader, self._streamed.source
+        consumer, reader = self._consumer, self._reader
+        if consumer.at_end or consumer.exception is not None:
+            consumer.on_ready = _nothing  # which holds this, and this holds the consumer
         if consumer.at_end:
             if not reader.is_eof():
-                _aiohttp.copy_compressed_size(reader, source)
+                _aiohttp.copy_compressed_size(reader, self._streamed.source)
                 reader.feed_eof()
         elif consumer.exception is not None and reader.exception() is None:
             exception = consumer.exception
-            if isinstance(exception, StalledError):
-                exception = ClientPayloadError(f"Response payload is not completed: {exception}")
+            if isinstance(exception, HungUpError):
+                # What came before may still be read, as with a genuine one.
+                self._protocol.hang_up()
+                if _aiohttp.is_waited_for(reader):
+                    _aiohttp.break_off(reader, ClientConnectionError("Connection closed"))
+            elif isinstance(exception, StalledError):
+                _aiohttp.break_off(reader, ClientPayloadError(f"Response payload is not completed: {exception}"))
             else:
-                exception = copied(exception)
-            _aiohttp.break_off(reader, exception)
+                _aiohttp.break_off(reader, copied(exception))
 
 
 def _nothing() -> None:

@@ -166,7 +166,11 @@ class ReducingClientSession(_Base):
             return getattr(self._session, name)
 
         def __setattr__(self, name: str, value: Any) -> None:
-            setattr(self._session, name, value)
+            cls = type(self)
+            if cls is not ReducingClientSession and hasattr(cls, name) and not hasattr(ReducingClientSession, name):
+                object.__setattr__(self, name, value)  # a subclass brought it
+            else:
+                setattr(self._session, name, value)
 
         def __delattr__(self, name: str) -> None:
             delattr(self._session, name)
@@ -252,6 +256,21 @@ class ReducingClientSession(_Base):
             kwargs["middlewares"] = (*given, self._reducer if reduce else self._reducer.pass_on)
         call: _RequestContextManager = getattr(self._session, name)(*args, **kwargs)
         return call
+
+
+def _of_the_session(name: str) -> property:
+    """A property that is the session's."""
+
+    def get(self: ReducingClientSession) -> Any:
+        return getattr(self._session, name)
+
+    return property(get, doc=getattr(ClientSession, name).__doc__)
+
+
+# So that the class has them too, for those who look at it (documentation, mocks made to its specification).
+for _name, _member in vars(ClientSession).items():
+    if isinstance(_member, property) and not hasattr(ReducingClientSession, _name):
+        setattr(ReducingClientSession, _name, _of_the_session(_name))
 
 
 async def _refuse() -> Any:
