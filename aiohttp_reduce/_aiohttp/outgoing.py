@@ -28,18 +28,16 @@ _OPTIONS: Final = frozenset(
 )  # fmt: skip
 
 
-class _Cells(NamedTuple):
-    """Picks out of a closure the cells of the options (two at least), and the one of the timeouts."""
+class _Innermost(NamedTuple):
+    """The code of aiohttp's own handler, and where the cells are in its closure (two options at least)."""
 
+    code: CodeType | None
     options: Callable[[Any], tuple[CellType, ...]]
     timeout: int
 
 
-# What is known of the code of handlers: aiohttp's own and those of the middlewares between it and ours. An
-# application that makes up code as it goes has no end of them: the memory is emptied when it is full.
-_MAX_CODES: Final = 256
-# By the code's id, and with it, so that no other code is given that: to hash code takes 0.7 us each time.
-_cells_of_code: dict[int, tuple[CodeType | None, _Cells | None]] = {}
+# The one that was met last; there is but one in a process, unless somebody patches aiohttp.
+_latest = _Innermost(None, tuple, 0)
 
 
 def is_innermost(handler: Any) -> bool:
@@ -49,35 +47,28 @@ def is_innermost(handler: Any) -> bool:
     another middleware's, further in than ours.
     """
     code = getattr(handler, "__code__", None)
-    known = _cells_of_code.get(id(code))
-    if known is None:
-        return _learn(handler, code) is not None
-    return known[1] is not None
+    return code is not None and (code is _latest.code or _learn(handler, code))
 
 
-def _learn(handler: Any, code: CodeType | None) -> _Cells | None:
-    names = () if code is None else code.co_freevars
-    cells = None
+def _learn(handler: Any, code: CodeType) -> bool:
+    global _latest
+    names = code.co_freevars
     if (
-        code is not None
-        and code.co_name == _INNERMOST
-        and handler.__module__ == "aiohttp.client"
-        and _OPTIONS.issubset(names)
-        and _NO_OPTIONS.issubset(names)
+        code.co_name != _INNERMOST
+        or handler.__module__ != "aiohttp.client"
+        or not _OPTIONS.issubset(names)
+        or not _NO_OPTIONS.issubset(names)
     ):
-        options = [index for index, name in enumerate(names) if name not in _NO_OPTIONS]
-        cells = _Cells(itemgetter(*options), names.index(_TIMEOUT))
-    if len(_cells_of_code) >= _MAX_CODES:
-        _cells_of_code.clear()
-    _cells_of_code[id(code)] = code, cells
-    return cells
+        return False
+    options = [index for index, name in enumerate(names) if name not in _NO_OPTIONS]
+    _latest = _Innermost(code, itemgetter(*options), names.index(_TIMEOUT))
+    return True
 
 
-def _cells_of(handler: Any) -> _Cells:
-    known = _cells_of_code.get(id(handler.__code__))
-    cells = _learn(handler, handler.__code__) if known is None else known[1]
-    assert cells is not None
-    return cells
+def _cells_of(handler: Any) -> _Innermost:
+    if handler.__code__ is not _latest.code:
+        _learn(handler, handler.__code__)
+    return _latest
 
 
 def timeout_of(handler: Any) -> ClientTimeout:
@@ -100,7 +91,7 @@ def same_reading(handler: Any, other: Any) -> bool:
     code = handler.__code__
     if code is not other.__code__:
         return reading_options_of(handler) == reading_options_of(other)
-    pick, timeout = _cells_of(handler)
+    _, pick, timeout = _cells_of(handler)
     closure, other_closure = handler.__closure__, other.__closure__
     if pick(closure) != pick(other_closure):
         return False

@@ -216,28 +216,26 @@ class Mould:
         if type(response) is not ClientResponse or response.connection is not None or not response.closed:
             return None
         attributes = vars(response).copy()
+        if "_source_traceback" in attributes:
+            return None  # in debug mode each notes where it was made
         # Looked up meanwhile, by hooks for instance.
         for name in ("_cookies", "_body", "_history"):
             attributes.pop(name, None)
         return cls(attributes)
 
-    def serves(self, request: ClientRequest) -> bool:
-        """Whether this caller's response may be cast (in debug mode each notes where it was made)."""
-        return request.response_class is ClientResponse and "_source_traceback" not in self._attributes
-
     def cast(self, request: ClientRequest, reader: StreamReader) -> ClientResponse:
-        """A response of this caller's own."""
+        """A response of the caller's own; its class has to be `ClientResponse`."""
         response = ClientResponse.__new__(ClientResponse)
-        attributes = response.__dict__
-        attributes.update(self._attributes)
-        url = request.original_url
-        attributes["content"] = reader
-        attributes["_cache"] = {}
-        attributes["_real_url"] = url
-        attributes["_url"] = request.url
-        attributes["_request_info"] = request.request_info
-        attributes["_timer"] = request._timer
-        attributes["_traces"] = request._traces
+        response.__dict__ = {
+            **self._attributes,
+            "content": reader,
+            "_cache": {},
+            "_real_url": request.original_url,
+            "_url": request.url,
+            "_request_info": request.request_info,
+            "_timer": request._timer,
+            "_traces": request._traces,
+        }
         request.response = response  # type: ignore[assignment]
         return response
 

@@ -5,8 +5,9 @@ with it. It comes back to the door where the flight ended by a timeout that is n
 for `max_wait` seconds, it waits for a younger flight too, and takes whatever comes first.
 """
 
+import asyncio
 import logging
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientRequest, ClientResponse, ClientTimeout, ConnectionTimeoutError, ServerTimeoutError
 from aiohttp.client_middlewares import ClientHandlerType
@@ -19,6 +20,9 @@ from .flying import start
 from .outcomes import Failure, Outcome, Shared
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from aiohttp.tracing import Trace
+
 logger = logging.getLogger("aiohttp_reduce")
 
 # Loops tell time in steps: a budget is spent if no more than this is left of it (seconds).
@@ -29,6 +33,7 @@ class Call(Waiter[Outcome]):
     """One request at the door. `counters` are the figures of its host."""
 
     connect_is_spent = False
+    connect_timer: "asyncio.TimerHandle | None" = None
 
     def __init__(
         self,
@@ -65,15 +70,25 @@ class Call(Waiter[Outcome]):
             outcome = flight.outcome
             waited = outcome is PENDING
             if waited:
-                if flight.starter is request:
-                    # It was subscribed before the flight began, and waits as long as its own request takes.
-                    try:
-                        outcome = await self.future
-                    except BaseException:
-                        self._give_up()
-                        raise
-                else:
-                    outcome = await self._head_of(flight)
+                # One that started it was subscribed before it began, and waits as long as its own request takes.
+                follows = flight.starter is not request
+                try:
+                    if follows:
+                        self._join(flight, now)
+                        if traces := _aiohttp.traces_of(request):
+                            await _tell(traces, request)
+                    outcome = await self.future
+                    while isinstance(outcome, Wake):
+                        outcome = await self._wait_on()
+                except BaseException:
+                    self._give_up()
+                    raise
+                finally:
+                    if follows:
+                        counters.waiting -= 1
+                        self._stop_connect_timer()
+                if flight.under_way or len(self.flights) > 1:
+                    self.leave()
             if type(outcome) is Failure:
                 if self._has_spent(outcome):
                     exception = outcome.exception_for(request)
@@ -171,33 +186,19 @@ class Call(Waiter[Outcome]):
                 return name
         return None
 
-    async def _head_of(self, flight: OutgoingFlight) -> Any:
-        """Wait for the outcome of this flight; after `max_wait`, for that of a younger one too."""
-        request, settings = self.request, self.settings
-        flight.join(self, settings.clock() + settings.max_wait)
+    def _join(self, flight: OutgoingFlight, now: float) -> None:
+        """Wait for the flight's head; after `max_wait`, for that of a younger one too."""
+        flight.join(self, now + self.settings.max_wait)
         self.counters.waiting += 1
-        timer = None
-        try:
-            connect = self.timeout.connect
-            if connect is not None and _connect_budget(flight.timeout) != _connect_budget(self.timeout):
-                left = self.arrived + connect - settings.clock()
-                timer = self.table.loop.call_later(max(0.0, left), self._spend_connect)
-            for trace in _aiohttp.traces_of(request):
-                # Its request is not written, but to those who watch it, it goes out now.
-                await trace.send_request_headers(request.method, request.url, request.headers)
-            outcome = await self.future
-            while isinstance(outcome, Wake):
-                outcome = await self._wait_on()
-        except BaseException:
-            self._give_up()
-            raise
-        finally:
-            self.counters.waiting -= 1
-            if timer is not None:
-                timer.cancel()
-        if len(self.flights) > 1 or flight.under_way:
-            self.leave()
-        return outcome
+        timeout = self.timeout
+        if timeout.connect is not None and _connect_budget(flight.timeout) != _connect_budget(timeout):
+            left = self.arrived + timeout.connect - self.settings.clock()
+            self.connect_timer = self.table.loop.call_later(max(0.0, left), self._spend_connect)
+
+    def _stop_connect_timer(self) -> None:
+        if self.connect_timer is not None:
+            self.connect_timer.cancel()
+            self.connect_timer = None
 
     def _give_up(self) -> None:
         """Leave for good, and leave nothing behind, woken already or not."""
@@ -254,6 +255,12 @@ class Call(Waiter[Outcome]):
         return budget == _connect_budget(failure.timeout) and spent >= min(
             [limit for limit in budget if limit is not None], default=0.0
         )
+
+
+async def _tell(traces: "list[Trace]", request: ClientRequest) -> None:
+    """The request is not written, but for those who watch it, it goes out now."""
+    for trace in traces:
+        await trace.send_request_headers(request.method, request.url, request.headers)
 
 
 def _connect_budget(timeout: ClientTimeout) -> tuple[float | None, float | None]:

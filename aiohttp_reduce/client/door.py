@@ -79,8 +79,9 @@ class ReduceClientMiddleware:
                 return await self._bypass(request, handler, counters, reason)
         if settings.hooks is not None:
             settings.tell("on_apply_for", request)
-        # In no variable: an exception holds this frame, and the call may hold the exception.
-        return await Call(settings, self._tables.get(), request, handler, counters).response()
+        # (The call stands in no variable: an exception holds this frame, and the call may hold the exception.)
+        table = self._tables.by_loop.get(request.loop) or self._tables.get()
+        return await Call(settings, table, request, handler, counters).response()
 
     async def pass_on(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """The client middleware for a call with `reduce=False`."""

@@ -149,7 +149,7 @@ class Whole(Shared):
 
     def response_at_once(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
         mould = self._mould
-        if mould is None or not mould.serves(request):
+        if mould is None or request.response_class is not ClientResponse:
             return None
         reader = self.head.reader_for(request, WHOLE)
         self._fill(reader)

@@ -127,6 +127,8 @@ class ReducingClientSession(_Base):
 
         def get(self, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
             """Perform an HTTP GET request; with `reduce=False`, by itself."""
+            if reduce and self._owns and "middlewares" not in kwargs:
+                return self._session.get(url, **kwargs)  # as `_call` does, for the most common case
             return self._call("get", (url,), kwargs, reduce=reduce)
 
         def head(self, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
