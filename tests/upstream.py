@@ -91,6 +91,9 @@ class Upstream:
             await self._serve(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except RuntimeError:
+            if not writer.transport.is_closing():
+                raise  # otherwise it is how uvloop says ConnectionError
         finally:
             self.open_connections -= 1
             self._tasks.discard(task)
