@@ -31,6 +31,12 @@ def pytest_asyncio_loop_factories(
     return factories
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Many tests collect garbage, and what pytest and the test modules hold never is any: it need not be looked at."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest_asyncio.fixture
 async def serve() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
     """Start servers for applications; `handler_cancellation` and the like go to aiohttp's `AppRunner`."""
