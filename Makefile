@@ -31,11 +31,13 @@ matrix: $(VENV)/.check
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# The long forms of what the suite has in short: bad input for a minute, 20,000 random herds.
+# The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.growth --seconds 60
 	$(BIN)/python -m tests.test_fuzz 0 20000
 	$(BIN)/python -W ignore -m tests.test_foreign_fuzz 0 10000
+	$(BIN)/python -m tests.test_broadcast_interleavings 20000
+	$(BIN)/python -m tests.test_client_streaming 0 5000
 
 clean:
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
