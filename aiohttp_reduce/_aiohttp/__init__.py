@@ -37,11 +37,7 @@ from .outgoing import (
     was_sent,
     way_of,
 )
-from .replicas import (
-    WHOLE,
-    Head,
-    Mould,
-    ReaderProtocol,
+from .readers import (
     break_off,
     copy_compressed_size,
     feed,
@@ -50,6 +46,12 @@ from .replicas import (
     is_waited_for,
     reads_in_parts,
     unread,
+)
+from .replicas import (
+    WHOLE,
+    Head,
+    Mould,
+    ReaderProtocol,
 )
 from .requests import (
     UNROUTED,

@@ -60,7 +60,9 @@ async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -
             response.close()
             raise
     except BaseException as exception:
-        if flight.under_way:
+        if asyncio._get_running_loop() is not table.loop:
+            flight.close()  # the loop is gone, and with it whoever waited
+        elif flight.under_way:
             _fail(settings, flight, counters, exception)
         if isinstance(exception, _FOR_THE_LOOP):
             raise
@@ -101,7 +103,7 @@ async def _land(
         flight.finish(0, ForOne(flight, response, members[0]))
         return None
     _aiohttp.take_timer_from(response)
-    if content.is_eof():
+    if verdict.reason is None and content.is_eof():
         parts = await _parts_of(content)
         flight.finish(0, Whole(flight, response, verdict, herd, parts))
         return None

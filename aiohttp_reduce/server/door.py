@@ -9,8 +9,8 @@ import inspect
 import logging
 import weakref
 from asyncio import Task, current_task, get_running_loop
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any, Final, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Final
 
 from aiohttp import EMPTY_PAYLOAD, hdrs, web
 from aiohttp.typedefs import Handler
@@ -27,22 +27,11 @@ from .reads import RecordedHeaders, RecordedState
 from .routes import Route, Routes
 from .table import RequestFlight, RequestTable
 from .values import MISSING, as_key
+from .watching import Clients, Watchable
 
 logger = logging.getLogger("aiohttp_reduce")
 
 _EVENT_STREAM: Final = "text/event-stream"
-
-
-@runtime_checkable
-class Watchable(Protocol):
-    """What has figures to be shown beside the server's."""
-
-    @property
-    def stats(self) -> Mapping[str, Any]:
-        """The figures as they are now."""
-
-    def forget(self, url: str) -> None:
-        """Let the next request for this URL be sent anew."""
 
 
 Access = Callable[[web.Request], bool | Awaitable[bool]]
@@ -81,7 +70,7 @@ class ReduceMiddleware:
         self._enter = routes.enter
         self._routes = routes.by_id
         self._stats = Stats(routes.counters)
-        self._watched: weakref.WeakValueDictionary[str, Watchable] = weakref.WeakValueDictionary()
+        self._clients = Clients()
 
         self._max_age = max_age
         self._clock = settings.clock
@@ -90,8 +79,7 @@ class ReduceMiddleware:
     @property
     def stats(self) -> dict[str, Any]:
         """The figures that `/_reduce/stats` shows, as they are now; those of watched sessions under `clients`."""
-        watched = {name: client.stats for name, client in sorted(self._watched.items())}
-        return {**self._stats.as_dict(), "clients": watched}
+        return {**self._stats.as_dict(), "clients": self._clients.as_dict()}
 
     def watch(self, session: Watchable, *, name: str) -> None:
         """Show the figures of an outgoing session too, under this name, for as long as the session object lives.
@@ -99,16 +87,7 @@ class ReduceMiddleware:
         `session` is a `ReducingClientSession`, or the object that `reduce_client_middleware()` made. A name that is
         taken stands for the new one from now on. Raises TypeError or ValueError for anything else.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"name takes a str, got {name!r}")
-        if not name or not name.isprintable():
-            raise ValueError(f"name takes printable text such as 'weather', got {name!r}")
-        if not isinstance(session, Watchable) or isinstance(session, ReduceMiddleware):
-            raise TypeError(
-                "watch() takes a ReducingClientSession or the object that reduce_client_middleware() made, "
-                f"got {session!r}"
-            )
-        self._watched[name] = session
+        self._clients.add(session, name)
 
     @never_reduce
     async def stats_handler(self, request: web.Request) -> web.Response:
