@@ -124,6 +124,7 @@ def is_plain(request: ClientRequest) -> bool:
         and request._continue is None
         and type(request) is ClientRequest
         and getattr(request, "_upload_tracker", None) is None
+        and not _is_patched(request)
     )
 
 
@@ -133,10 +134,14 @@ def sends_in_its_own_way(request: ClientRequest) -> bool:
     A `request_class` may do anything in there, and nobody knows with what of its own.
     """
     cls = type(request)
-    return cls is not ClientRequest and (
-        any(getattr(cls, name) is not getattr(ClientRequest, name) for name in _SENDING)
-        or not vars(request).keys().isdisjoint(_SENDING)
+    return _is_patched(request) or (
+        cls is not ClientRequest and any(getattr(cls, name) is not getattr(ClientRequest, name) for name in _SENDING)
     )
+
+
+def _is_patched(request: ClientRequest) -> bool:
+    # The others are properties, which an object's own attributes do not replace.
+    return "send" in request.__dict__ or "write_bytes" in request.__dict__
 
 
 _SENDING: Final = ("send", "write_bytes", "connection_key", "is_ssl", "ssl", "host", "port")
@@ -194,6 +199,7 @@ def for_a_flight(request: ClientRequest) -> ClientRequest:
     attributes.update(request.__dict__)
     attributes["headers"] = request.headers.copy()
     attributes["_timer"] = NO_TIMER
+    attributes["response"] = None  # a request that is sent again, by a middleware that retries, has one
     if request.proxy_headers is not None:
         attributes["proxy_headers"] = CIMultiDict(request.proxy_headers)  # the connector adds to them
     if not has_plain_start(request):
@@ -232,17 +238,17 @@ def take_timer_from(response: ClientResponse) -> None:
         content._timer = NO_TIMER
 
 
-def hand_over(response: ClientResponse, request: ClientRequest, *, is_starter: bool) -> None:
+def hand_over(response: ClientResponse, request: ClientRequest, *, is_own: bool) -> None:
     """Make a genuine response this caller's: read by its clock, watched by its traces, as if it had sent it itself.
 
-    `is_starter`: it is the one whose request was copied to be sent.
+    `is_own`: it is the one whose request was copied to be sent.
     """
     request.response = response  # type: ignore[assignment]
     response._timer = request._timer
     content = response.content
     if not content.is_eof():
         content._timer = request._timer
-    if not is_starter:
+    if not is_own:
         response._traces = request._traces
         response._real_url = request.original_url
         response._request_info = request.request_info

@@ -48,7 +48,7 @@ class Head:
     @property
     def read_ahead(self) -> int:
         """How many bytes a reader of this response holds before it pauses: aiohttp's own measure."""
-        return 2 * self._bufsize
+        return max(1, 2 * self._bufsize)
 
     def reader_for(self, request: ClientRequest, protocol: "ReaderProtocol") -> StreamReader:
         """A fresh reader that goes by the caller's clock; the empty one, which all share, where there is no body."""

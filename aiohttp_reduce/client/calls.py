@@ -30,8 +30,9 @@ _SLACK: Final = 0.01
 
 
 class Call(Waiter[Outcome]):
-    """One request at the door. `counters` are the figures of its host."""
+    """One request at the door. `counters` are the figures of its host, `started` is the flight that it started last."""
 
+    started: OutgoingFlight | None = None
     connect_is_spent = False
     connect_timer: "asyncio.TimerHandle | None" = None
 
@@ -54,6 +55,9 @@ class Call(Waiter[Outcome]):
         self.target = target_of(request)
         self.arrived = settings.clock()
 
+    def can_lead(self) -> bool:
+        return False  # flights have tasks of their own
+
     async def response(self) -> ClientResponse:
         """This caller's own response; or its exception, raised."""
         table, counters, request = self.table, self.counters, self.request
@@ -71,7 +75,7 @@ class Call(Waiter[Outcome]):
             waited = outcome is PENDING
             if waited:
                 # One that started it was subscribed before it began, and waits as long as its own request takes.
-                follows = flight.starter is not request
+                follows = flight is not self.started
                 try:
                     if follows:
                         self._join(flight, now)
@@ -88,10 +92,10 @@ class Call(Waiter[Outcome]):
                         counters.waiting -= 1
                         self._stop_connect_timer()
                 if flight.under_way or len(self.flights) > 1:
-                    self.leave()
+                    self._leave_others(outcome)
             if type(outcome) is Failure:
                 if self._has_spent(outcome):
-                    exception = outcome.exception_for(request)
+                    exception = outcome.exception_for(request, is_own=self._is_own(outcome))
                     try:
                         raise exception
                     finally:
@@ -108,6 +112,7 @@ class Call(Waiter[Outcome]):
             # Back to the door: it was another one's timeout, or the last seat was gone.
             self.future = table.loop.create_future()
             self.flights = []
+            self.started = None
             now = self.settings.clock()
             flight = self._open_flight(now)
             if flight is None or _connect_budget(flight.timeout) != _connect_budget(self.timeout):
@@ -119,6 +124,10 @@ class Call(Waiter[Outcome]):
         """What this call allows."""
         return _aiohttp.timeout_of(self.handler)
 
+    def _is_own(self, outcome: Outcome) -> bool:
+        """Whether an outcome is that of the flight which this call started."""
+        return self.started is not None and outcome.request is self.started.subject
+
     def _open_flight(self, now: float) -> OutgoingFlight | None:
         """The flight that this call may join."""
         table = self.table
@@ -129,8 +138,9 @@ class Call(Waiter[Outcome]):
         """This caller's response of an outcome that it waited for, where nothing stands in the way of it."""
         if isinstance(outcome, Shared) and outcome.verdict.vary:
             return None
-        response = outcome.response_at_once(self.request, self.future)
-        if response is not None and outcome.starter is not self.request:
+        is_own = self._is_own(outcome)
+        response = outcome.response_at_once(self.request, self.future, is_own=is_own)
+        if response is not None and not is_own:
             self.counters.reduced += 1
         return response
 
@@ -151,7 +161,7 @@ class Call(Waiter[Outcome]):
         if response is None:
             if outcome.is_for_one:
                 return await self._ask_alone(Unshared.STREAM, None)
-        elif outcome.starter is not request:
+        elif not self._is_own(outcome):
             counters.reduced += 1
         return response
 
@@ -202,11 +212,15 @@ class Call(Waiter[Outcome]):
 
     def _give_up(self) -> None:
         """Leave for good, and leave nothing behind, woken already or not."""
+        self._leave_others(None)
+
+    def _leave_others(self, taken: Any) -> None:
+        """Leave every flight, and give up what this call might have had of those that landed; not of the one taken."""
+        flights: list[Any] = list(self.flights)
         self.leave()
-        if self.future.done() and not self.future.cancelled():
-            outcome = self.future.result()
-            if isinstance(outcome, Outcome):
-                outcome.give_up(self.future)
+        for flight in flights:
+            if flight.outcome is not PENDING and flight.outcome is not taken:
+                flight.outcome.give_up(self.future)
 
     async def _wait_on(self) -> Any:
         """After a wake-up without an outcome: join a younger flight or start one, and wait on."""
@@ -214,24 +228,25 @@ class Call(Waiter[Outcome]):
         if outcome is not PENDING:
             return outcome
         elders: list[Any] = list(self.flights)
-        if self.connect_is_spent and not any(_aiohttp.was_sent(flight.subject) for flight in elders):
+        connect_is_spent, self.connect_is_spent = self.connect_is_spent, False
+        if connect_is_spent and not any(_aiohttp.was_sent(flight.subject) for flight in elders):
             raise ConnectionTimeoutError(f"Connection timeout to host {self.request.url}")
         self.renew()
-        if not self.connect_is_spent:
-            younger = self.table.find(self.target, self.request, self.handler)
-            if younger is None or younger in elders or younger.opened < self.arrived or not younger.has_seats:
-                start(self, self.settings.clock())
+        if not connect_is_spent or not self.flights:
+            now = self.settings.clock()
+            younger = self._open_flight(now)
+            if younger is None or younger in elders or younger.opened < self.arrived:
+                start(self, now)
                 self.counters.late += 1
             elif younger.outcome is not PENDING:
                 return younger.outcome
             else:
-                younger.join(self, self.settings.clock() + self.settings.max_wait)
-        self.connect_is_spent = False
+                younger.join(self, now + self.settings.max_wait)
         return await self.future
 
     def _spend_connect(self) -> None:
+        self.connect_is_spent = True
         if not self.future.done():
-            self.connect_is_spent = True
             self.future.set_result(Wake.OVERDUE)
 
     def leave(self) -> None:
@@ -245,7 +260,7 @@ class Call(Waiter[Outcome]):
     def _has_spent(self, failure: Failure) -> bool:
         """Whether a failure is this call's too: another one's timeout is not, until as much of its own is spent."""
         exception = failure.exception
-        if failure.starter is self.request or not isinstance(exception, ServerTimeoutError):
+        if self._is_own(failure) or not isinstance(exception, ServerTimeoutError):
             return True
         mine = self.timeout
         spent = self.settings.clock() - self.arrived + _SLACK

@@ -13,7 +13,7 @@ from aiohttp import ClientConnectionError, ClientRequest, ClientTimeout
 from aiohttp.client_middlewares import ClientHandlerType
 
 from .. import _aiohttp
-from ..async_reduce_core import Flight
+from ..async_reduce_core import Flight, Wake
 from ..broadcast import Budget
 from ..targets import TargetTable
 from ..writes import Writes
@@ -74,6 +74,17 @@ class OutgoingFlight(Flight[Outcome]):
         """What the call that started it allowed."""
         return _aiohttp.timeout_of(self.handler)
 
+    def members(self) -> list["asyncio.Future[Any]"]:
+        """Those who wait for the head, by what they wait with.
+
+        One that was woken because its time was up, and has not said yet what it does about it, is still a member.
+        """
+        return [
+            future
+            for future in self.waiters
+            if not future.done() or (not future.cancelled() and isinstance(future.result(), Wake))
+        ]
+
     @property
     def has_seats(self) -> bool:
         """Whether it has no head yet, or a body that may still be read from byte 0."""
@@ -93,7 +104,7 @@ class OutgoingFlight(Flight[Outcome]):
     def hang_up(self) -> None:
         """The session is closed: whoever waits or reads fails as aiohttp has it."""
         if self.under_way:
-            self.finish(0, Failure(self, ClientConnectionError("Connector is closed."), len(self.waiters)))
+            self.finish(0, Failure(self, ClientConnectionError("Connector is closed."), len(self.members())))
         elif isinstance(self.outcome, Streamed):
             self.close()
             self.outcome.broadcast.fail(HungUpError())

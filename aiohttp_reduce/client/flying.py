@@ -29,6 +29,7 @@ def start(call: "Call", now: float) -> OutgoingFlight:
     flight = table.open(call.target, request, call.handler, now)
     flight.waiters = {call.future: call}
     call.flights.append(flight)
+    call.started = flight
     if settings.hooks is not None:
         settings.tell("on_executing_for", request)
     flight.task = launch(table.loop, _fly(settings, flight, call.counters))
@@ -42,14 +43,14 @@ async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -
         response = await flight.handler(flight.subject)
         try:
             streamed = None
-            members = [future for future in flight.waiters if not future.done()]
-            if len(members) == 1 and response.content.is_eof() and _aiohttp.has_plain_start(flight.starter):
+            members = flight.members()
+            if len(members) == 1 and response.content.is_eof() and _may_have(flight, members[0]):
                 # The most common case: nobody else came, and all is there.
                 flight.finish(0, ForOne(flight, response, members[0]))
             elif members:
                 streamed = await _land(settings, flight, response, members, counters)
             else:
-                # Everybody left as it arrived, and has not said so yet: nobody may join what nobody will end.
+                # Everybody was cancelled as it arrived, and has not left yet: nobody may join what nobody will end.
                 flight.abandon(0)
                 response.close()
             if settings.hooks is not None:
@@ -82,8 +83,13 @@ def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, except
         exception = ClientConnectionError("Connection closed")
     counters.errors += not isinstance(exception, CancelledError)
     settings.tell("on_exception_for", flight.starter, exception)
-    herd = sum(not future.done() for future in flight.waiters)
-    flight.finish(0, Failure(flight, exception, herd))
+    flight.finish(0, Failure(flight, exception, len(flight.members())))
+
+
+def _may_have(flight: OutgoingFlight, member: "asyncio.Future[Any]") -> bool:
+    """Whether the genuine response may be a member's: it is of the class that was sent with."""
+    call: Any = flight.waiters[member]
+    return call.request.response_class is flight.subject.response_class
 
 
 async def _land(
@@ -99,7 +105,7 @@ async def _land(
     if herd > 1:
         counters.largest_herd = max(counters.largest_herd, herd)
     verdict = judge_fetched(response.status, response.headers, settings.identities.counts)
-    if verdict.reason is not None and _aiohttp.has_plain_start(flight.starter):
+    if verdict.reason is not None and _may_have(flight, members[0]):
         flight.finish(0, ForOne(flight, response, members[0]))
         return None
     _aiohttp.take_timer_from(response)
@@ -117,6 +123,9 @@ async def _land(
     head = Head(response, flight.subject)
     if verdict.reason is None:
         streamed = Streamed(flight, head, verdict, members, broadcast, response)
+        if response.status >= 300:
+            # A caller that asks again, because of what it was told, must not be told the same again.
+            broadcast.close()
     else:
         streamed = StreamedForOne(flight, head, verdict, members[:1], broadcast, response)
         broadcast.close()

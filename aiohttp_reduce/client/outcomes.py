@@ -39,10 +39,11 @@ class HungUpError(Exception):
 class Outcome:
     """How a flight ended, or what its head was.
 
-    `starter` is the request of the call that started it, `herd` how many it is for.
+    `request` is the one that was sent, `herd` how many the outcome is for. Callers say by `future` what they waited
+    with (None: they came later), and by `is_own` whether it was they who started the flight.
     """
 
-    __slots__ = ("herd", "starter")
+    __slots__ = ("herd", "request")
 
     is_open = False
     """Whether latecomers may join."""
@@ -50,18 +51,20 @@ class Outcome:
     """Whether those who are given nothing ask for themselves at once. (They come back to the door otherwise.)"""
 
     def __init__(self, flight: "OutgoingFlight", herd: int = 1) -> None:
-        self.starter = flight.starter
+        self.request = flight.subject
         self.herd = herd
 
-    def response_at_once(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
-        """The response of one member, if it can be made without waiting; `future` is what it waited with.
+    def response_at_once(
+        self, request: ClientRequest, future: "asyncio.Future[Any] | None", *, is_own: bool
+    ) -> ClientResponse | None:
+        """The response of one caller, if it can be made without waiting. (A coroutine less in the most common cases.)
 
-        None where it cannot: ask `response_for`. (A coroutine less for the most common cases.)
+        None where it cannot: ask `response_for` then.
         """
         return None
 
     async def response_for(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
-        """The response of one member; None where it has to ask for itself. `future` is None for a latecomer."""
+        """The response of a caller who was given none at once; None where there is none for it."""
         return None
 
     def give_up(self, future: "asyncio.Future[Any]") -> None:
@@ -79,9 +82,9 @@ class Failure(Outcome):
         self.exception = exception
         self._traceback = exception.__traceback__
 
-    def exception_for(self, request: ClientRequest) -> BaseException:
+    def exception_for(self, request: ClientRequest, *, is_own: bool) -> BaseException:
         """What the caller of this request raises, with its own `request_info` where there is one."""
-        if self.herd == 1 and request is self.starter:
+        if self.herd == 1 and is_own:
             return self.exception
         # With the traceback of the request that failed, and nothing of what other callers made of it since.
         twin = copied(self.exception).with_traceback(self._traceback)
@@ -103,10 +106,12 @@ class ForOne(Outcome):
         self._response: ClientResponse | None = response
         self._winner: asyncio.Future[Any] | None = winner
 
-    def response_at_once(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
+    def response_at_once(
+        self, request: ClientRequest, future: "asyncio.Future[Any] | None", *, is_own: bool
+    ) -> ClientResponse | None:
         response = self._taken_by(future)
         if response is not None:
-            _aiohttp.hand_over(response, request, is_starter=request is self.starter)
+            _aiohttp.hand_over(response, request, is_own=is_own)
         return response
 
     def give_up(self, future: "asyncio.Future[Any]") -> None:
@@ -123,13 +128,12 @@ class ForOne(Outcome):
 
 
 class Shared(Outcome):
-    """A head that everybody gets. `verdict` names headers in which a member must agree with the `request` sent."""
+    """A head that everybody gets. `verdict` names headers in which a caller must agree with what was sent."""
 
-    __slots__ = ("head", "request", "verdict")
+    __slots__ = ("head", "verdict")
 
     def __init__(self, flight: "OutgoingFlight", head: Head, verdict: Verdict, herd: int) -> None:
         super().__init__(flight, herd)
-        self.request = flight.subject
         self.head = head
         self.verdict = verdict
 
@@ -147,7 +151,9 @@ class Whole(Shared):
         self._source = response.content
         self._mould = Mould.of(response)
 
-    def response_at_once(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
+    def response_at_once(
+        self, request: ClientRequest, future: "asyncio.Future[Any] | None", *, is_own: bool
+    ) -> ClientResponse | None:
         mould = self._mould
         if mould is None or request.response_class is not ClientResponse:
             return None
@@ -225,7 +231,7 @@ class Reading:
 
     def __init__(self, streamed: Streamed, consumer: Consumer) -> None:
         self._streamed = streamed
-        self._protocol = ReaderProtocol(streamed.head, self.fill, consumer.leave, self._lose)
+        self._protocol = ReaderProtocol(streamed.head, self.fill, self._leave, self._lose)
         self._consumer = consumer
         self._filling = False
 
@@ -261,6 +267,10 @@ class Reading:
             self._filling = False
             _aiohttp.copy_compressed_size(reader, self._streamed.source)
 
+    def _leave(self) -> None:
+        self._consumer.on_ready = _nothing  # which holds this, and this holds the consumer
+        self._consumer.leave()
+
     def _lose(self) -> None:
         if not self._reader.is_eof() and self._reader.exception() is None:
             _aiohttp.break_off(self._reader, ClientPayloadError("Response payload is not completed"))
@@ -268,7 +278,7 @@ class Reading:
     def _end(self) -> None:
         consumer, reader = self._consumer, self._reader
         if consumer.at_end or consumer.exception is not None:
-            consumer.on_ready = _nothing  # which holds this, and this holds the consumer
+            consumer.on_ready = _nothing
         if consumer.at_end:
             if not reader.is_eof():
                 _aiohttp.copy_compressed_size(reader, self._streamed.source)
