@@ -18,7 +18,8 @@ from ..broadcast import Budget
 from ..targets import TargetTable
 from ..writes import Writes
 from .identity import Identities
-from .outcomes import Failure, HungUpError, Outcome, Streamed
+from .outcomes import Failure, Outcome, Streamed
+from .reading import HungUpError
 
 Place = tuple[str | None, int | None, str]
 """Where a request goes, as far as read-your-writes is concerned: host, port and decoded path."""

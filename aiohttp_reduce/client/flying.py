@@ -14,7 +14,8 @@ from ..broadcast import Broadcast
 from ..policy import judge_fetched
 from ..stats import Counters
 from .flights import OutgoingFlight
-from .outcomes import Failure, ForOne, HungUpError, Part, Streamed, StreamedForOne, Whole
+from .outcomes import Failure, ForOne, Part, Streamed, StreamedForOne, Whole
+from .reading import HungUpError
 from .settings import Settings
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 There are four cases. The body was there with the head: everybody gets a response that holds it (`Whole`); one that is
 alone gets the genuine response (`ForOne`). The body is on its way: everybody reads it from a broadcast (`Streamed`).
-The answer is endless, or a connection to be taken over: one gets the genuine response, the others ask for themselves
-(`ForOne`). The request failed: everybody gets a copy of the exception (`Failure`).
+The answer is endless, or a connection to be taken over: one gets it, the others ask for themselves (`ForOne`, and
+`StreamedForOne` where the genuine response is not of that one's class). The request failed: everybody gets a copy of the exception (`Failure`).
 """
 
 import asyncio
@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import (
-    ClientConnectionError,
-    ClientPayloadError,
     ClientRequest,
     ClientResponse,
     ClientResponseError,
@@ -21,19 +19,16 @@ from aiohttp import (
 
 from .. import _aiohttp
 from .._aiohttp import WHOLE, Head, Mould, ReaderProtocol
-from ..broadcast import Broadcast, Consumer, StalledError
+from ..broadcast import Broadcast, Consumer
 from ..failures import copied
 from ..policy import Verdict
+from .reading import Reading
 
 if TYPE_CHECKING:
     from .flights import OutgoingFlight
 
 Part = tuple[bytes, bool]
 """A piece of a body, and whether an HTTP chunk ends with it."""
-
-
-class HungUpError(Exception):
-    """The session was closed."""
 
 
 class Outcome:
@@ -203,7 +198,7 @@ class Streamed(Shared):
                 return None
             consumer = self.broadcast.join(_nothing)
         try:
-            return await Reading(self, consumer).response_for(request)
+            return await Reading(self.head, self.source, consumer).response_for(request)
         except BaseException:
             consumer.leave()
             raise
@@ -220,80 +215,6 @@ class StreamedForOne(Streamed):
     __slots__ = ()
 
     is_for_one = True
-
-
-class Reading:
-    """One member's reader, filled from the broadcast as it empties."""
-
-    __slots__ = ("_consumer", "_filling", "_protocol", "_reader", "_streamed")
-
-    _reader: StreamReader
-
-    def __init__(self, streamed: Streamed, consumer: Consumer) -> None:
-        self._streamed = streamed
-        self._protocol = ReaderProtocol(streamed.head, self.fill, self._leave, self._lose)
-        self._consumer = consumer
-        self._filling = False
-
-    async def response_for(self, request: ClientRequest) -> ClientResponse:
-        """The response that reads it."""
-        return await self._streamed.head.response_for(request, self._protocol, self._begin)
-
-    def _begin(self, reader: StreamReader) -> None:
-        self._reader = reader
-        self._consumer.on_ready = self.fill
-        self.fill()
-
-    def fill(self) -> None:
-        """Move on what was read, and feed the reader up to what aiohttp's own would hold."""
-        if self._filling:
-            return
-        self._filling = True
-        reader, consumer = self._reader, self._consumer
-        try:
-            consumer.has_read(reader.total_bytes - _aiohttp.unread(reader))
-            while _aiohttp.unread(reader) < self._streamed.head.read_ahead:
-                chunk = consumer.take()
-                if chunk is None:
-                    self._end()
-                    return
-                if not reader.total_bytes and _aiohttp.reads_in_parts(self._streamed.source):
-                    reader.begin_http_chunk_receiving()  # not before the first has come does the genuine one know it
-                _aiohttp.feed(reader, chunk.data, chunk.ends_part)
-                if not chunk.data:
-                    # It is read with what came before it, which may be long ago.
-                    consumer.has_read(reader.total_bytes - _aiohttp.unread(reader))
-        finally:
-            self._filling = False
-            _aiohttp.copy_compressed_size(reader, self._streamed.source)
-
-    def _leave(self) -> None:
-        self._consumer.on_ready = _nothing  # which holds this, and this holds the consumer
-        self._consumer.leave()
-
-    def _lose(self) -> None:
-        if not self._reader.is_eof() and self._reader.exception() is None:
-            _aiohttp.break_off(self._reader, ClientPayloadError("Response payload is not completed"))
-
-    def _end(self) -> None:
-        consumer, reader = self._consumer, self._reader
-        if consumer.at_end or consumer.exception is not None:
-            consumer.on_ready = _nothing
-        if consumer.at_end:
-            if not reader.is_eof():
-                _aiohttp.copy_compressed_size(reader, self._streamed.source)
-                reader.feed_eof()
-        elif consumer.exception is not None and reader.exception() is None:
-            exception = consumer.exception
-            if isinstance(exception, HungUpError):
-                # What came before may still be read, as with a genuine one.
-                self._protocol.hang_up()
-                if _aiohttp.is_waited_for(reader):
-                    _aiohttp.break_off(reader, ClientConnectionError("Connection closed"))
-            elif isinstance(exception, StalledError):
-                _aiohttp.break_off(reader, ClientPayloadError(f"Response payload is not completed: {exception}"))
-            else:
-                _aiohttp.break_off(reader, copied(exception))
 
 
 def _nothing() -> None:
