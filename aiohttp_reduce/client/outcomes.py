@@ -3,7 +3,8 @@
 There are four cases. The body was there with the head: everybody gets a response that holds it (`Whole`); one that is
 alone gets the genuine response (`ForOne`). The body is on its way: everybody reads it from a broadcast (`Streamed`).
 The answer is endless, or a connection to be taken over: one gets it, the others ask for themselves (`ForOne`, and
-`StreamedForOne` where the genuine response is not of that one's class). The request failed: everybody gets a copy of the exception (`Failure`).
+`StreamedForOne` where the genuine response is not of that one's class). The request failed: everybody gets a copy of
+the exception (`Failure`).
 """
 
 import asyncio
