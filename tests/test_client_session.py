@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from aiohttp_reduce import ReducingClientSession, reduce_client_middleware
+from aiohttp_reduce.client.session_arguments import SessionArguments
 from tests.harness import Gate, Start
 from tests.upstream import Exchange, OpenSession, StartUpstream, bodies, nothing_is_left, reducer_of, waiting
 
@@ -44,6 +45,12 @@ async def test_everything_public_of_a_session_is_there_and_alike(reducing: OpenS
                 assert inspect.iscoroutinefunction(mine) == inspect.iscoroutinefunction(its), name
             else:
                 assert type(mine) is type(its), name
+
+
+def test_type_checkers_know_every_argument_of_a_session() -> None:
+    parameters = inspect.signature(ClientSession).parameters.values()
+    named = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert named <= SessionArguments.__annotations__.keys()
 
 
 @pytest.mark.parametrize(

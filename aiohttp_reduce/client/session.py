@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from aiohttp.client import _RequestOptions
 
+    from .session_arguments import SessionArguments
+
     _Base = ClientSession
 
     class _Options(_RequestOptions, total=False):
@@ -57,22 +59,46 @@ class ReducingClientSession(_Base):
     _owns: bool
     _is_closed: bool
 
+    def __init__(
+        self,
+        base_url: StrOrURL | None = None,
+        *,
+        session: ClientSession | None = None,
+        methods: Iterable[str] = ("GET", "HEAD"),
+        ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
+        max_age: float = 5.0,
+        max_wait: float = 30.0,
+        max_buffer: float = 4 * 2**20,
+        max_buffer_total: float = 64 * 2**20,
+        hooks: BaseHooks | None = None,
+        **session_arguments: "Unpack[SessionArguments]",
+    ) -> None:
+        reducer = reduce_client_middleware(
+            methods=methods,
+            ignore_headers=ignore_headers,
+            max_age=max_age,
+            max_wait=max_wait,
+            max_buffer=max_buffer,
+            max_buffer_total=max_buffer_total,
+            hooks=hooks,
+        )
+        if session is None:
+            session_arguments["middlewares"] = (*(session_arguments.get("middlewares") or ()), reducer)
+            genuine = ClientSession(base_url, **session_arguments)
+        elif base_url is not None or session_arguments:
+            names = ", ".join([*(["base_url"] if base_url is not None else []), *session_arguments])
+            raise TypeError(f"session takes a session that is made already, and was given together with {names}")
+        elif not isinstance(session, ClientSession):
+            raise TypeError(f"session takes an aiohttp.ClientSession, got {session!r}")
+        else:
+            genuine = session
+        set_own = object.__setattr__
+        set_own(self, "_session", genuine)
+        set_own(self, "_reducer", reducer)
+        set_own(self, "_owns", session is None)
+        set_own(self, "_is_closed", False)
+
     if TYPE_CHECKING:
-        # Whatever `ClientSession` takes beside: its own signature names it.
-        def __init__(
-            self,
-            base_url: StrOrURL | None = None,
-            *,
-            session: ClientSession | None = None,
-            methods: Iterable[str] = ("GET", "HEAD"),
-            ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
-            max_age: float = 5.0,
-            max_wait: float = 30.0,
-            max_buffer: float = 4 * 2**20,
-            max_buffer_total: float = 64 * 2**20,
-            hooks: BaseHooks | None = None,
-            **session_arguments: Any,
-        ) -> None: ...
 
         def request(self, method: str, url: StrOrURL, **kwargs: Unpack[_Options]) -> _RequestContextManager: ...
 
@@ -81,45 +107,6 @@ class ReducingClientSession(_Base):
         def head(self, url: StrOrURL, **kwargs: Unpack[_Options]) -> _RequestContextManager: ...
 
     else:
-
-        def __init__(
-            self,
-            base_url: StrOrURL | None = None,
-            *,
-            session: ClientSession | None = None,
-            methods: Iterable[str] = ("GET", "HEAD"),
-            ignore_headers: Iterable[str] = DEFAULT_IGNORE_HEADERS,
-            max_age: float = 5.0,
-            max_wait: float = 30.0,
-            max_buffer: float = 4 * 2**20,
-            max_buffer_total: float = 64 * 2**20,
-            hooks: BaseHooks | None = None,
-            **session_arguments: Any,
-        ) -> None:
-            reducer = reduce_client_middleware(
-                methods=methods,
-                ignore_headers=ignore_headers,
-                max_age=max_age,
-                max_wait=max_wait,
-                max_buffer=max_buffer,
-                max_buffer_total=max_buffer_total,
-                hooks=hooks,
-            )
-            if session is None:
-                middlewares = (*(session_arguments.pop("middlewares", None) or ()), reducer)
-                genuine = ClientSession(base_url, middlewares=middlewares, **session_arguments)
-            elif base_url is not None or session_arguments:
-                names = ", ".join([*(["base_url"] if base_url is not None else []), *session_arguments])
-                raise TypeError(f"session takes a session that is made already, and was given together with {names}")
-            elif not isinstance(session, ClientSession):
-                raise TypeError(f"session takes an aiohttp.ClientSession, got {session!r}")
-            else:
-                genuine = session
-            set_own = object.__setattr__
-            set_own(self, "_session", genuine)
-            set_own(self, "_reducer", reducer)
-            set_own(self, "_owns", session is None)
-            set_own(self, "_is_closed", False)
 
         def request(self, method: str, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
             """Perform an HTTP request; with `reduce=False`, by itself."""

@@ -58,6 +58,8 @@ async def mistakes_are_found(session: ReducingClientSession, genuine: ClientSess
     await session.post("/a", reduce=False)  # type: ignore[call-arg]
     await session.get(1)  # type: ignore[arg-type]
     ReducingClientSession(max_age="5")  # type: ignore[arg-type]
+    ReducingClientSession(trust_env="yes")  # type: ignore[arg-type]
+    ReducingClientSession(nonsense=1)  # type: ignore[call-arg]
     reduce_client_middleware(["GET"])  # type: ignore[call-arg]
     reduce_middleware().watch(genuine, name="x")  # type: ignore[arg-type]
     reduce_middleware().watch(session)  # type: ignore[call-arg]
