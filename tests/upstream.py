@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from multidict import CIMultiDict
 
-from aiohttp_reduce import ReducingClientSession
+from aiohttp_reduce import ReducingClientSession, hooks
 from aiohttp_reduce.client import ReduceClientMiddleware
 from tests.harness import eventually
 
@@ -165,3 +165,66 @@ async def bodies(session: Any, count: int, url: str, **options: Any) -> list[byt
 StartUpstream = Callable[[Answer], Awaitable[Upstream]]
 OpenSession = Callable[..., ReducingClientSession]
 OpenGenuine = Callable[..., aiohttp.ClientSession]
+
+
+async def hello(exchange: Exchange) -> None:
+    await exchange.respond(b"hello")
+
+
+async def body_of(session: Any, url: str, **options: Any) -> bytes:
+    """The body of one GET."""
+    async with session.get(url, **options) as response:
+        return await response.read()  # type: ignore[no-any-return]
+
+
+def reading(session: Any, count: int, url: str, **options: Any) -> "list[asyncio.Task[bytes]]":
+    """So many identical GETs, each a task that returns the body."""
+    return [asyncio.create_task(body_of(session, url, **options)) for _ in range(count)]
+
+
+class Held:
+    """An answer that is held until `gate` opens, with headers."""
+
+    def __init__(self, **headers: str) -> None:
+        self.gate = asyncio.Event()
+        self.headers = headers
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await self.gate.wait()
+        await exchange.respond(b"hello", **self.headers)
+
+
+async def halves(exchange: Exchange) -> None:
+    """The first half of a body, and no more until the client hangs up."""
+    await exchange.head(Content_Length=2)
+    await exchange.send(b"a")
+    await exchange.left.wait()
+
+
+class Told(hooks.BaseHooks):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.requests: list[tuple[str, Any]] = []
+        self.shown: set[tuple[str, str]] = set()
+
+    def note(self, hook: str, coro: Any, ident: Any, *what: Any) -> None:
+        self.events.append((hook, *what))
+        self.requests.append((hook, coro))
+        self.shown.add((str(ident), ident.name))
+
+    def on_apply_for(self, coro: Any, ident: Any) -> None:
+        self.note("apply", coro, ident)
+
+    def on_executing_for(self, coro: Any, ident: Any) -> None:
+        self.note("executing", coro, ident)
+
+    def on_reducing_for(self, coro: Any, ident: Any) -> None:
+        self.note("reducing", coro, ident)
+
+    def on_result_for(self, coro: Any, ident: Any, result: Any) -> None:
+        self.note("result", coro, ident, result.status)
+
+    def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
+        self.note("exception", coro, ident, exception)

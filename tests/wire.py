@@ -133,3 +133,7 @@ def run_on_the_wire(
         await asyncio.sleep(0.01)  # connections tell that they are lost
 
     run_virtually(with_session)
+
+
+async def respond(line: Line, number: int) -> None:
+    await line.respond(b"%d" % number)

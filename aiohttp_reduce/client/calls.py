@@ -7,6 +7,7 @@ for `max_wait` seconds, it waits for a younger flight too, and takes whatever co
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientRequest, ClientResponse, ClientTimeout, ConnectionTimeoutError, ServerTimeoutError
@@ -30,9 +31,13 @@ _SLACK: Final = 0.01
 
 
 class Call(Waiter[Outcome]):
-    """One request at the door. `counters` are the figures of its host, `started` is the flight that it started last."""
+    """One request at the door. `counters` are the figures of its host, `started` is the flight that it started last.
+
+    At `overdue_at`, by the table's clock, it has waited for `max_wait`.
+    """
 
     started: OutgoingFlight | None = None
+    overdue_at = math.inf
     connect_is_spent = False
     connect_timer: "asyncio.TimerHandle | None" = None
 
@@ -198,7 +203,8 @@ class Call(Waiter[Outcome]):
 
     def _join(self, flight: OutgoingFlight, now: float) -> None:
         """Wait for the flight's head; after `max_wait`, for that of a younger one too."""
-        flight.join(self, now + self.settings.max_wait)
+        self.overdue_at = now + self.settings.max_wait
+        flight.join(self, self.overdue_at)
         self.counters.waiting += 1
         timeout = self.timeout
         if timeout.connect is not None and _connect_budget(flight.timeout) != _connect_budget(timeout):
@@ -232,16 +238,19 @@ class Call(Waiter[Outcome]):
         if connect_is_spent and not any(_aiohttp.was_sent(flight.subject) for flight in elders):
             raise ConnectionTimeoutError(f"Connection timeout to host {self.request.url}")
         self.renew()
-        if not connect_is_spent or not self.flights:
-            now = self.settings.clock()
+        now = self.settings.clock()
+        # Its time to connect may be up in the same pass of the loop as `max_wait`.
+        if not connect_is_spent or now + _SLACK >= self.overdue_at or not self.flights:
             younger = self._open_flight(now)
             if younger is None or younger in elders or younger.opened < self.arrived:
+                self.overdue_at = math.inf
                 start(self, now)
                 self.counters.late += 1
             elif younger.outcome is not PENDING:
                 return younger.outcome
             else:
-                younger.join(self, now + self.settings.max_wait)
+                self.overdue_at = now + self.settings.max_wait
+                younger.join(self, self.overdue_at)
         return await self.future
 
     def _spend_connect(self) -> None:
