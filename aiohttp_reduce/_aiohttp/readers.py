@@ -1,9 +1,13 @@
 """What we do with a `StreamReader` that stands for the body of one caller's response, beyond what aiohttp promises."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from aiohttp import StreamReader
 from aiohttp.helpers import set_exception
+
+# 3.12's does not.
+_COUNTS_COMPRESSED: Final = "total_compressed_bytes" in StreamReader.__slots__
 
 
 def feed(reader: StreamReader, data: bytes, ends_part: bool) -> None:
@@ -67,9 +71,8 @@ def unread(reader: StreamReader) -> int:
 
 def copy_compressed_size(reader: StreamReader, source: StreamReader) -> None:
     """Say how many bytes came over the wire (`total_compressed_bytes`, 3.14)."""
-    size = getattr(source, "total_compressed_bytes", None)
-    if size is not None:
-        reader.total_compressed_bytes = size
+    if _COUNTS_COMPRESSED:
+        reader.total_compressed_bytes = source.total_compressed_bytes
 
 
 def hold_less(reader: StreamReader) -> None:

@@ -67,8 +67,8 @@ class Call(Waiter[Outcome]):
         """This caller's own response; or its exception, raised."""
         table, counters, request = self.table, self.counters, self.request
         now = self.arrived
-        flight = self._open_flight(now)
-        if flight is None:
+        flight = table.find(self.target, request, self.handler)
+        if flight is None or not table.admits(flight, now):
             flight = start(self, now)
             counters.led += 1
         else:
@@ -95,7 +95,9 @@ class Call(Waiter[Outcome]):
                 finally:
                     if follows:
                         counters.waiting -= 1
-                        self._stop_connect_timer()
+                        if self.connect_timer is not None:
+                            self.connect_timer.cancel()
+                            self.connect_timer = None
                 if flight.under_way or len(self.flights) > 1:
                     self._leave_others(outcome)
             if type(outcome) is Failure:
@@ -210,11 +212,6 @@ class Call(Waiter[Outcome]):
         if timeout.connect is not None and _connect_budget(flight.timeout) != _connect_budget(timeout):
             left = self.arrived + timeout.connect - self.settings.clock()
             self.connect_timer = self.table.loop.call_later(max(0.0, left), self._spend_connect)
-
-    def _stop_connect_timer(self) -> None:
-        if self.connect_timer is not None:
-            self.connect_timer.cancel()
-            self.connect_timer = None
 
     def _give_up(self) -> None:
         """Leave for good, and leave nothing behind, woken already or not."""

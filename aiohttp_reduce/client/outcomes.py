@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import (
+    EMPTY_PAYLOAD,
     ClientRequest,
     ClientResponse,
     ClientResponseError,
@@ -154,17 +155,16 @@ class Whole(Shared):
         if mould is None or request.response_class is not ClientResponse:
             return None
         reader = self.head.reader_for(request, WHOLE)
-        self._fill(reader)
+        if reader is not EMPTY_PAYLOAD:
+            _aiohttp.fill_whole(reader, self._parts, self._source)
         return mould.cast(request, reader)
 
     async def response_for(self, request: ClientRequest, future: "asyncio.Future[Any] | None") -> ClientResponse | None:
-        return await self.head.response_for(
-            request, ReaderProtocol(self.head, _nothing, _nothing, _nothing), self._fill
-        )
-
-    def _fill(self, reader: StreamReader) -> None:
-        if not reader.is_eof():  # the empty one is
+        def fill(reader: StreamReader) -> None:
             _aiohttp.fill_whole(reader, self._parts, self._source)
+
+        protocol = ReaderProtocol(self.head, _nothing, _nothing, _nothing)
+        return await self.head.response_for(request, protocol, fill)
 
 
 class Streamed(Shared):
