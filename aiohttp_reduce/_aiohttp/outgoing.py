@@ -202,12 +202,12 @@ def for_a_flight(request: ClientRequest) -> ClientRequest:
     attributes["response"] = None  # a request that is sent again, by a middleware that retries, has one
     if request.proxy_headers is not None:
         attributes["proxy_headers"] = CIMultiDict(request.proxy_headers)  # the connector adds to them
-    if not has_plain_start(request):
+    if not _has_plain_start(request):
         attributes["response_class"] = ClientResponse
     return copy
 
 
-def has_plain_start(request: ClientRequest) -> bool:
+def _has_plain_start(request: ClientRequest) -> bool:
     """Whether the caller's response class starts as aiohttp's own: another may read the body before anybody has it."""
     cls = request.response_class
     return cls is ClientResponse or cls.start is ClientResponse.start
