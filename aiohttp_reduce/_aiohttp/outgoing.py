@@ -117,7 +117,10 @@ def same_sending(one: ClientRequest, other: ClientRequest) -> bool:
 
 
 def is_plain(request: ClientRequest) -> bool:
-    """Whether a request has nothing of what the next four functions look for; in one call, for the sake of most."""
+    """Whether a request has nothing of what keeps it from being reduced; in one call, for the sake of most.
+
+    `has_body`, `awaits_continue`, `has_upload_tracker` and `sends_in_its_own_way` say what it has, one by one.
+    """
     return (
         request._body is None
         and not request.chunked

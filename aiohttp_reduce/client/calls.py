@@ -67,8 +67,8 @@ class Call(Waiter[Outcome]):
         """This caller's own response; or its exception, raised."""
         table, counters, request = self.table, self.counters, self.request
         now = self.arrived
-        flight = table.find(self.target, request, self.handler)
-        if flight is None or not table.admits(flight, now):
+        flight = self._open_flight(now)
+        if flight is None:
             flight = start(self, now)
             counters.led += 1
         else:

@@ -86,11 +86,6 @@ class OutgoingFlight(Flight[Outcome]):
             if not future.done() or (not future.cancelled() and isinstance(future.result(), Wake))
         ]
 
-    @property
-    def has_seats(self) -> bool:
-        """Whether it has no head yet, or a body that may still be read from byte 0."""
-        return self.under_way or self.outcome.is_open
-
     def desert(self) -> None:
         """Nobody is interested any more."""
         if self.under_way:
@@ -153,8 +148,11 @@ class OutgoingTable(TargetTable[Outcome]):
         return None
 
     def admits(self, flight: OutgoingFlight, now: float) -> bool:
-        """Whether a request that comes now may join: not too late, nor from before an answered write."""
-        if now >= flight.closes or not (flight.under_way or flight.has_seats):
+        """Whether a request that comes now may join: not too late, nor from before an answered write.
+
+        It has no head yet, or a body that may still be read from byte 0.
+        """
+        if now >= flight.closes or not (flight.under_way or flight.outcome.is_open):
             return False
         writes = self.writes
         return writes.latest < flight.opened or writes.allow(place_of(flight.subject), flight.opened)

@@ -24,7 +24,7 @@ from .._aiohttp import WHOLE, Head, Mould, ReaderProtocol
 from ..broadcast import Broadcast, Consumer
 from ..failures import copied
 from ..policy import Verdict
-from .reading import Reading
+from .reading import Reading, nothing
 
 if TYPE_CHECKING:
     from .flights import OutgoingFlight
@@ -163,7 +163,7 @@ class Whole(Shared):
         def fill(reader: StreamReader) -> None:
             _aiohttp.fill_whole(reader, self._parts, self._source)
 
-        protocol = ReaderProtocol(self.head, _nothing, _nothing, _nothing)
+        protocol = ReaderProtocol(self.head, nothing, nothing, nothing)
         return await self.head.response_for(request, protocol, fill)
 
 
@@ -185,7 +185,7 @@ class Streamed(Shared):
         self.response = response
         self.source = response.content
         # Whenever they come to it, they read from byte 0.
-        self.seats: dict[asyncio.Future[Any], Consumer] = {future: broadcast.join(_nothing) for future in members}
+        self.seats: dict[asyncio.Future[Any], Consumer] = {future: broadcast.join(nothing) for future in members}
         super().__init__(flight, head, verdict, len(self.seats))
 
     @property
@@ -197,7 +197,7 @@ class Streamed(Shared):
         if consumer is None:
             if not self.broadcast.is_open:
                 return None
-            consumer = self.broadcast.join(_nothing)
+            consumer = self.broadcast.join(nothing)
         try:
             return await Reading(self.head, self.source, consumer).response_for(request)
         except BaseException:
@@ -216,7 +216,3 @@ class StreamedForOne(Streamed):
     __slots__ = ()
 
     is_for_one = True
-
-
-def _nothing() -> None:
-    pass

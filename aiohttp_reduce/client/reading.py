@@ -62,7 +62,7 @@ class Reading:
             _aiohttp.copy_compressed_size(reader, self._source)
 
     def _leave(self) -> None:
-        self._consumer.on_ready = _deaf  # which holds this, and this holds the consumer
+        self._consumer.on_ready = nothing  # which holds this, and this holds the consumer
         self._consumer.leave()
 
     def _lose(self) -> None:
@@ -72,10 +72,9 @@ class Reading:
     def _end(self) -> None:
         consumer, reader = self._consumer, self._reader
         if consumer.at_end or consumer.exception is not None:
-            consumer.on_ready = _deaf
+            consumer.on_ready = nothing
         if consumer.at_end:
             if not reader.is_eof():
-                _aiohttp.copy_compressed_size(reader, self._source)
                 reader.feed_eof()
         elif consumer.exception is not None and reader.exception() is None:
             exception = consumer.exception
@@ -90,5 +89,5 @@ class Reading:
                 _aiohttp.break_off(reader, copied(exception))
 
 
-def _deaf() -> None:
-    """Stands for `fill` where nothing more comes."""
+def nothing() -> None:
+    """Stands for what is to be called, where nothing more comes or nobody has to know."""
