@@ -13,7 +13,7 @@ number of slow consumers share that one time.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final
 
 # What a chunk costs beside its bytes: a flood of tiny ones must not hold more memory than is counted.
@@ -38,15 +38,20 @@ class StalledError(Exception):
 
 
 class Chunk:
-    """A piece of the stream. `ends_part` says that a part of it (an HTTP chunk, say) ends with this piece."""
+    """A piece of the stream. `ends_part` says that a part of it (an HTTP chunk, say) ends with this piece.
 
-    __slots__ = ("_cost", "_end", "_unread", "data", "ends_part")
+    `end` is the offset in the stream at which it ends; `forms` are other forms of it (compressed ones) that are kept
+    for as long as it is, by whatever names them.
+    """
+
+    __slots__ = ("_cost", "_unread", "data", "end", "ends_part", "forms")
 
     def __init__(self, data: bytes, ends_part: bool, cost: int, end: int, unread: int) -> None:
         self.data = data
         self.ends_part = ends_part
+        self.end = end
+        self.forms: dict[Hashable, bytes] | None = None
         self._cost = cost
-        self._end = end
         # How many consumers have not read it yet.
         self._unread = unread
 
@@ -58,13 +63,15 @@ class Broadcast:
     - `budget`: what this broadcast and others may keep together; where it is spent, nobody can join any more, and
       the producer waits until all that there is was read.
     - `stall_timeout`: seconds for which slow consumers may hold up starving ones, summed over the broadcast.
+    - `first`, if set: a consumer that is cut off already once it has held starving ones up for `first_timeout` seconds
+      without reading anything.
     - `on_close` is called once when nobody can join any more, `on_desert` when the last consumer left before the end.
     """
 
     __slots__ = (
-        "_budget", "_consumers", "_dropped", "_held", "_log", "_loop", "_max_buffer", "_room", "_size", "_stall_left",
-        "_stall_timer", "_stalled_since", "_starving", "_total", "_waiting", "ended", "exception", "is_open",
-        "on_close", "on_desert",
+        "_budget", "_consumers", "_dropped", "_first_timeout", "_first_timer", "_held", "_log", "_max_buffer",
+        "_room", "_size", "_stall_left", "_stall_timer", "_stalled_since", "_starving", "_total", "_waiting", "ended",
+        "exception", "first", "is_open", "loop", "on_close", "on_desert",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +81,7 @@ class Broadcast:
         max_buffer: float,
         budget: Budget,
         stall_timeout: float = 5.0,
+        first_timeout: float = 5.0,
         on_close: Callable[[], None] | None = None,
         on_desert: Callable[[], None] | None = None,
     ) -> None:
@@ -82,7 +90,7 @@ class Broadcast:
         self.exception: BaseException | None = None
         self.on_close = on_close
         self.on_desert = on_desert
-        self._loop = loop
+        self.loop = loop
         self._max_buffer = max_buffer
         self._budget = budget
         self._log: deque[Chunk] = deque()
@@ -100,6 +108,9 @@ class Broadcast:
         self._stall_left = stall_timeout
         self._stalled_since: float | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self.first: Consumer | None = None
+        self._first_timeout = first_timeout
+        self._first_timer: asyncio.TimerHandle | None = None
 
     @property
     def consumers(self) -> int:
@@ -131,7 +142,7 @@ class Broadcast:
         """Wait until a chunk of so many bytes fits. Only one may wait at a time."""
         while not self.fits(size):
             self._size = size
-            self._room = self._loop.create_future()
+            self._room = self.loop.create_future()
             self._watch_for_stall()
             try:
                 await self._room
@@ -139,24 +150,40 @@ class Broadcast:
                 self._room = None
                 self._stop_stall()
 
-    def feed(self, data: bytes, *, ends_part: bool = False) -> None:
-        """Add a chunk; empty only where it ends a part. Consumers that wait for it are told before this returns."""
+    def feed(self, data: bytes, *, ends_part: bool = False) -> Chunk | None:
+        """Add a chunk; empty only where it ends a part. Consumers that wait for it are told before this returns.
+
+        Returns the chunk, or None where nobody reads and nobody can join, so that it is not kept.
+        """
         consumers = len(self._consumers)
         if not consumers and not self.is_open:
-            return
+            return None
         self._total += len(data)
         cost = len(data) + CHUNK_OVERHEAD
         self._held += cost
         self._budget.used += cost
-        self._log.append(Chunk(data, ends_part, cost, self._total, consumers))
+        chunk = Chunk(data, ends_part, cost, self._total, consumers)
+        self._log.append(chunk)
         self._starving = 0
         self._tell_waiting()
+        return chunk
 
-    def finish(self) -> None:
-        """The stream is complete."""
+    def keep(self, chunk: Chunk, name: Hashable, form: bytes) -> None:
+        """Keep another form of a chunk that the log holds, for as long as it holds it."""
+        if chunk.forms is None:
+            chunk.forms = {}
+        chunk.forms[name] = form
+        if chunk._unread or self.is_open:
+            chunk._cost += len(form)
+            self._held += len(form)
+            self._budget.used += len(form)
+
+    def finish(self, *, linger: bool = False) -> None:
+        """The stream is complete. With `linger` it can still be joined, until `close`."""
         if self.exception is None:
             self.ended = True
-            self.close()
+            if not linger:
+                self.close()
             self._tell_waiting()
 
     def fail(self, exception: BaseException) -> None:
@@ -187,18 +214,22 @@ class Broadcast:
 
     # The consumers' side.
 
-    def join(self, on_ready: Callable[[], None]) -> "Consumer":
-        """A consumer that reads from byte 0. `on_ready` is called when there is something new for it.
+    def join(self, on_ready: Callable[[], None], *, has_all: bool = False) -> "Consumer":
+        """A consumer that reads from byte 0, or with `has_all` from what is fed next.
 
-        Raises RuntimeError if the broadcast is closed: look at `is_open` first.
+        `on_ready` is called when there is something new for it. Raises RuntimeError if the broadcast is closed: look
+        at `is_open` first.
         """
         if not self.is_open:
             raise RuntimeError("this broadcast is closed")
         consumer = Consumer(self, on_ready)
         self._consumers[consumer] = None
-        for chunk in self._log:
-            chunk._unread += 1
-        if not self._log:
+        if has_all:
+            consumer._taken = consumer._passed = self._dropped + len(self._log)
+        else:
+            for chunk in self._log:
+                chunk._unread += 1
+        if not self._log or has_all:
             self._starving += 1
             self._waiting[consumer] = None
         return consumer
@@ -224,7 +255,7 @@ class Broadcast:
         index = consumer._passed - self._dropped
         taken = consumer._taken - self._dropped
         before = index
-        while index < taken and log[index]._end <= offset:
+        while index < taken and log[index].end <= offset:
             log[index]._unread -= 1
             index += 1
         if index != before:
@@ -294,17 +325,33 @@ class Broadcast:
     def _watch_for_stall(self) -> None:
         if self._stall_timer is not None or not self._starving or self._starving == len(self._consumers):
             return
-        self._stalled_since = self._loop.time()
+        self._stalled_since = self.loop.time()
         own = self._held + self._size + CHUNK_OVERHEAD > self._max_buffer
         delay = self._stall_left if own else max(self._stall_left, _GRACE)
-        self._stall_timer = self._loop.call_later(delay, self._cut_off)
+        self._stall_timer = self.loop.call_later(delay, self._cut_off)
+        if self.first is not None:
+            self._watch_first(self.first)
+
+    def _watch_first(self, first: "Consumer") -> None:
+        self._first_timer = self.loop.call_later(self._first_timeout, self._cut_off_first, first, first._passed)
+
+    def _cut_off_first(self, first: "Consumer", passed: int) -> None:
+        self._first_timer = None
+        if first in self._consumers and self._room is not None:
+            if first._passed == passed == self._dropped:
+                self._cut(first)
+            else:
+                self._watch_first(first)
 
     def _stop_stall(self) -> None:
+        if self._first_timer is not None:
+            self._first_timer.cancel()
+            self._first_timer = None
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
         if self._stalled_since is not None:
-            self._stall_left = max(0.0, self._stall_left - (self._loop.time() - self._stalled_since))
+            self._stall_left = max(0.0, self._stall_left - (self.loop.time() - self._stalled_since))
             self._stalled_since = None
 
     def _cut_off(self) -> None:
@@ -315,13 +362,16 @@ class Broadcast:
             slowest = [consumer for consumer in self._consumers if consumer._passed == self._dropped]
             for consumer in slowest:
                 if consumer in self._consumers:
-                    self._leave(consumer)
-                    consumer.exception = StalledError(
-                        "this reader was cut off: it held up the other readers of the same transfer for too long"
-                    )
-                    consumer.on_ready()
+                    self._cut(consumer)
         # Others may have given back what they kept meanwhile, and nobody had to be cut off.
         self._wake_producer()
+
+    def _cut(self, consumer: "Consumer") -> None:
+        self._leave(consumer)
+        consumer.exception = StalledError(
+            "this reader was cut off: it held up the other readers of the same transfer for too long"
+        )
+        consumer.on_ready()
 
 
 class Consumer:

@@ -217,54 +217,6 @@ async def test_bodies_that_can_be_sent_many_times(serve: Start, kind: str) -> No
     assert {reply.body for reply in replies[1:]} == {expected}
 
 
-async def test_one_shot_bodies_are_unshared_and_whole(serve: Start, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"content " * 10_000)
-
-    async def generate() -> Any:
-        for _ in range(100):
-            yield b"chunk"
-
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(body=generate())
-
-    async def from_file(request: web.Request) -> web.Response:
-        return web.Response(body=file.open("rb"))
-
-    for one, expected in ((handler, b"chunk" * 100), (from_file, file.read_bytes())):
-        replies, server = await herd(serve, one)
-        assert runs(server) == 3
-        assert {reply.body for reply in replies} == {expected}
-        assert [reply.collapsed for reply in replies] == [None, *["aiohttp-reduce; fwd=miss; collapsed=?0"] * 2]
-        assert server.figure("unshared") == {"one-shot-body": 2}
-
-
-async def test_a_handler_that_sends_its_own_stream_is_unshared_and_whole(serve: Start) -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for number in range(100):
-            await response.write(b"%d," % number)
-        return response
-
-    replies, server = await herd(serve, handler)
-    assert runs(server) == 3
-    assert {reply.body for reply in replies} == {b"".join(b"%d," % number for number in range(100))}
-    assert server.figure("unshared") == {"stream": 2}
-
-
-async def test_an_already_sent_response_is_never_reused(serve: Start) -> None:
-    async def handler(request: web.Request) -> web.Response:
-        response = web.Response(text="sent by the handler")
-        await response.prepare(request)
-        await response.write_eof()
-        return response
-
-    replies, server = await herd(serve, handler)
-    assert runs(server) == 3
-    assert {reply.text for reply in replies} == {"sent by the handler"}
-
-
 async def test_a_class_that_sends_its_body_itself_is_unshared(serve: Start) -> None:
     class Rows(web.Response):
         async def write_eof(self, data: bytes = b"") -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from .requests import remote_of
+from .writers import LentWriter
 
 EVERYTHING: Final = ""
 """Stands among the names of headers that were looked at where all were: no header is named so."""
@@ -13,6 +14,7 @@ REMOTE: Final = "(remote)"
 """Stands there for `request.remote`: no header is named so."""
 
 _EMPTY: Final[dict[Any, Any]] = {}
+_NOT_LENT: Final = -1
 
 # What `reify` (3.0) keeps in a request's `_cache` of that which says more than one header, by what it says.
 _SAYS: Final = {
@@ -52,6 +54,10 @@ def lend(request: web.Request, headers: Any, state: Any, kept: frozenset[str]) -
     state.under = request._state
     state.headers = headers
     request._state = state
+    writer = LentWriter()
+    writer.run = headers
+    writer.real = request._payload_writer
+    request._payload_writer = writer  # type: ignore[assignment]
     cache = request._cache
     cache["headers"] = headers
     if (
@@ -87,18 +93,32 @@ def take_back(request: web.BaseRequest, headers: Any) -> None:
     """Put back what `lend` took away, and note what was looked up otherwise than in the headers."""
     cache = request._cache
     under = headers.under
+    writer: Any = request._payload_writer
+    if type(writer) is LentWriter and writer.run is headers:
+        request._payload_writer = writer.real
+        if writer._begun:
+            writer.unhook()
     if request._headers is headers:
         request._headers = cache["headers"] = under
         state: Any = request._state
         request._state = state.under
     else:
         _unlink(request, headers)
+        _unlink_writer(writer, headers)
     if len(cache) != headers.looked_up:
-        for name in _SAYS.keys() & cache.keys():
-            headers.note(_SAYS[name])
+        note_looked_up(headers)
+    headers.looked_up = _NOT_LENT
     if headers.peername is not None:
         cache["remote"] = remote_of(request)
         (request._transport_peername,) = headers.peername
+
+
+def note_looked_up(headers: Any) -> None:
+    """Note what was looked up otherwise than in the headers, so far; for as long as they are lent."""
+    cache = headers.request._cache
+    if len(cache) != headers.looked_up != _NOT_LENT:
+        for name in _SAYS.keys() & cache.keys():
+            headers.note(_SAYS[name])
 
 
 def _unlink(request: web.BaseRequest, headers: Any) -> None:
@@ -117,6 +137,16 @@ def _take_out(upper: Any, is_gone: Callable[[Any], bool]) -> None:
             upper.under = under.under
             return
         upper, under = under, getattr(under, "under", None)
+
+
+def _unlink_writer(upper: Any, headers: Any) -> None:
+    while type(upper) is LentWriter:
+        under = upper.real
+        if type(under) is LentWriter and under.run is headers:
+            under.unhook()
+            upper.real = under.real
+            return
+        upper = under
 
 
 def lent(request: web.BaseRequest) -> tuple[Any, Any]:

@@ -143,13 +143,14 @@ def before_answer(request: web.BaseRequest, callback: Callable[[int], None]) -> 
 
 def has_own_attributes(request: web.BaseRequest) -> bool:
     """Whether an application gave the request object attributes of its own."""
-    return not request.ATTRS.issuperset(vars(request))
+    return not request.ATTRS.issuperset(vars(request)) and bool(own_attributes(request))
 
 
 def own_attributes(request: web.BaseRequest) -> dict[str, Any]:
     """The attributes that an application gave the request object; `ATTRS` (3.0) are aiohttp's."""
     attributes = vars(request)
-    return {name: attributes[name] for name in attributes.keys() - type(request).ATTRS}
+    # The hook is ours (`LentWriter`).
+    return {name: attributes[name] for name in attributes.keys() - type(request).ATTRS if name != "_prepare_hook"}
 
 
 def remote_of(request: web.BaseRequest) -> str | None:

@@ -74,6 +74,16 @@ def response_state(response: web.StreamResponse) -> dict[Any, Any]:
     return response._state.copy()
 
 
+def put_body(response: web.Response, body: payload.Payload) -> None:
+    """Replace a response's body, and leave its headers as they are. (`response.body = ...` takes those of the body.)"""
+    response._body = body
+
+
+def has_one_shot_body(response: Any) -> bool:
+    """Whether this is a response whose body may be one that can be read only once."""
+    return isinstance(response, web.Response) and isinstance(response._body, payload.Payload)
+
+
 _CONTAINERS: Final = frozenset({list, dict, set})
 _SENDING: Final = ("prepare", "_start", "write", "write_eof")
 

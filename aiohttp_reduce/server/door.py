@@ -17,14 +17,17 @@ from aiohttp.typedefs import Handler
 from multidict import MultiMapping
 
 from .. import _aiohttp, arguments
-from ..async_reduce_core import typed
+from ..async_reduce_core import PENDING, PerLoop, typed
+from ..broadcast import Budget
 from ..stats import Bypass, Stats, Unshared
 from .following import Follower
+from .landing import Landing
 from .last_call import LAST_CALL_AFTER
-from .leading import Keyed, Settings, is_error, land, left
+from .leading import Keyed, Settings, is_error, left
 from .marks import is_marked, never_reduce
 from .reads import RecordedHeaders, RecordedState
 from .routes import Route, Routes
+from .streams import Limits
 from .table import RequestFlight, RequestTable
 from .values import MISSING, as_key
 from .watching import Clients, Watchable
@@ -55,6 +58,8 @@ class ReduceMiddleware:
         key: Callable[[web.Request], Hashable] | None,
         when: Callable[[web.Request], bool] | None,
         max_age: float,
+        max_buffer: float,
+        max_buffer_total: float,
         stats_path: str | None,
         stats_access: Access,
     ) -> None:
@@ -73,6 +78,8 @@ class ReduceMiddleware:
         self._clients = Clients()
 
         self._max_age = max_age
+        self._max_buffer = max_buffer
+        self._budgets = PerLoop(lambda loop: Budget(max_buffer_total))
         self._clock = settings.clock
         self._tables: dict[int, RequestTable] = {}
 
@@ -186,6 +193,10 @@ class ReduceMiddleware:
         run, state = RecordedHeaders(), RecordedState()
         run.request = request
         run.opened = now
+        run.task = task
+        run.landing = table.landing
+        run.target = target
+        run.route = known
         _aiohttp.lend(request, run, state, settings.kept)
         # From here to the `try` nothing may fail: nobody would end the flight.
         if flight is not None:
@@ -203,6 +214,8 @@ class ReduceMiddleware:
             counters.errors += is_error(exception)
             last_call = self._clock() - now > LAST_CALL_AFTER
             flight = run.flight or table.meet(target, run)
+            if flight.stream is not None:
+                flight.stream.handler_failed(exception)
             self._end(flight, task, cancelling, run, known, exception, raised=True, last_call=last_call)
             settings.tell("on_exception_for", request, known, exception)
             del flight, run, state  # the flight may hold the exception, which holds this frame
@@ -212,12 +225,15 @@ class ReduceMiddleware:
         _aiohttp.take_back(request, run)
         last_call = self._clock() - now > LAST_CALL_AFTER
         flight = run.flight
-        if flight is None and not last_call:
+        if flight is None and not last_call and not _aiohttp.has_one_shot_body(response):
             if flights.get(target) is run:
                 del flights[target]
         else:
             flight = flight or table.meet(target, run)
-            self._end(flight, task, cancelling, run, known, response, raised=False, last_call=last_call)
+            if flight.stream is not None:
+                await flight.stream.handler_ended(response)
+            else:
+                self._end(flight, task, cancelling, run, known, response, raised=False, last_call=last_call)
         if told:
             settings.tell("on_result_for", request, known, response)
         return response
@@ -234,13 +250,15 @@ class ReduceMiddleware:
         raised: bool,
         last_call: bool,
     ) -> None:
-        """End a flight that somebody has met, or may still meet at its last call, or that has a pass marker."""
+        """End a flight that somebody has met, or may still meet, or that has a pass marker."""
+        if flight.outcome is not PENDING:
+            return  # with the head of what the handler sent itself
         passes = flight.passes is not None
         last_call = last_call and not passes
         if left(task, cancelling, run.request, result if raised else None):
             flight.abandon(0)
-        elif flight.waiters or last_call or passes:
-            land(self._settings, flight, 0, run, known.counters, result, raised=raised, last_call=last_call)
+        elif flight.waiters or last_call or passes or _aiohttp.has_one_shot_body(result):
+            flight.table.landing.end(flight, 0, run, known.counters, result, raised=raised, last_call=last_call)
         else:
             flight.close()
 
@@ -284,7 +302,9 @@ class ReduceMiddleware:
                 tables.pop(key, None)
         key = id(app)
         settings = self._settings
-        table = RequestTable(get_running_loop(), self._clock, settings.selection, self._max_age)
+        loop = get_running_loop()
+        table = RequestTable(loop, self._clock, settings.selection, self._max_age)
+        table.landing = Landing(settings, table, Limits(loop, self._max_buffer, self._budgets.get()))
         tables[key] = table
         weakref.finalize(app, tables.pop, key, None).atexit = False
         return table

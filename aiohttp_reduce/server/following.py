@@ -16,6 +16,7 @@ from ..async_reduce_core import PENDING, Flight, Waiter, Wake
 from ..stats import Unshared
 from .late_run import LateRun
 from .leading import Settings, is_error
+from .reading import Reader
 from .replay import Outcome, mark_not_collapsed
 from .routes import Route
 from .table import RequestFlight, RequestTable
@@ -28,10 +29,12 @@ _REFUSED: Final = object()
 class Follower(Waiter[Outcome]):
     """A request that met a flight of its identity at the door, and what it needs to go on without it.
 
-    `passes` is the pass marker that was set because it was turned away.
+    `passes` is the pass marker that was set because it was turned away, `seat` its reader of a stream that it was
+    given and has not begun to read.
     """
 
     passes: tuple[str, Hashable] | None = None
+    seat: Reader | None = None
 
     def __init__(
         self,
@@ -66,6 +69,13 @@ class Follower(Waiter[Outcome]):
 
     async def follow(self, flight: RequestFlight) -> web.StreamResponse:
         """Join the flight and return or raise its outcome, or that of whatever had to be done instead."""
+        try:
+            return await self._follow(flight)
+        finally:
+            if self.seat is not None:
+                self.seat.leave()
+
+    async def _follow(self, flight: RequestFlight) -> web.StreamResponse:
         counters = self.route.counters
         outcome: Any = flight.outcome
         if outcome is PENDING:
@@ -93,7 +103,7 @@ class Follower(Waiter[Outcome]):
         made = self._take(outcome)
         if made is _REFUSED:
             return await self.run_alone()
-        response: web.StreamResponse = made
+        response: web.StreamResponse = await outcome.deliver(made, self) if outcome.is_stream else made
         return response
 
     def _take(self, outcome: Outcome) -> Any:
@@ -102,13 +112,15 @@ class Follower(Waiter[Outcome]):
         if not outcome.free or self.has_attributes:
             refusal = outcome.refuses(self)
             if refusal is not None:
-                self._turned_away(outcome, *refusal)
+                self.turned_away(outcome, *refusal)
                 return _REFUSED
         try:
             made = outcome.make()
         except Exception:
             logger.exception("cannot replay the answer to %s; the handler runs again", self.request.path)
             return _REFUSED
+        if outcome.is_stream:
+            outcome.attach(self)
         counters.reduced += 1
         if outcome.reads is not None:
             outcome.reads.pass_on(self.request)
@@ -119,7 +131,7 @@ class Follower(Waiter[Outcome]):
                 del made  # or it would hold this frame, and this frame it
         return made
 
-    def _turned_away(self, outcome: Outcome, reason: Unshared, name: str | None) -> None:
+    def turned_away(self, outcome: Outcome, reason: Unshared, name: str | None) -> None:
         self.route.counters.count_unshared(reason, name)
         if (reason, name) not in outcome.told:
             outcome.told += ((reason, name),)
@@ -145,7 +157,7 @@ class Follower(Waiter[Outcome]):
         made = self._take(outcome)
         if made is _REFUSED:
             return await self.run_alone()
-        response: web.StreamResponse = made
+        response: web.StreamResponse = await outcome.deliver(made, self) if outcome.is_stream else made
         return response
 
     async def run_alone(self) -> web.StreamResponse:
@@ -163,6 +175,7 @@ class Follower(Waiter[Outcome]):
         settings.tell("on_executing_for", request, self.route)
         settings.late.add(request.protocol)
         counters.late += 1
+        unmark = _aiohttp.before_head(request, self._mark_head)
         try:
             response = await self.handler(request) if run is None else await run.watched(self.handler)
         except BaseException as exception:
@@ -170,20 +183,28 @@ class Follower(Waiter[Outcome]):
                 elder = run.end(exception, raised=True)
             if elder is None:
                 counters.errors += is_error(exception)
-                mark_not_collapsed(exception, settings.cache_status)
+                self._mark_not_collapsed(exception)
                 settings.tell("on_exception_for", request, self.route, exception)
                 raise
         else:
             if run is not None:
                 elder = run.end(response, raised=False)
             if elder is None:
-                mark_not_collapsed(response, settings.cache_status)
+                self._mark_not_collapsed(response)
                 settings.tell("on_result_for", request, self.route, response)
                 return response
         finally:
+            unmark()
             settings.late.discard(request.protocol)
             counters.ended += 1
         return await self._given(elder)
+
+    def _mark_not_collapsed(self, result: Any) -> None:
+        if not getattr(result, "prepared", True):
+            mark_not_collapsed(result, self.settings.cache_status)
+
+    def _mark_head(self, response: web.StreamResponse) -> None:
+        mark_not_collapsed(response, self.settings.cache_status)
 
     async def _wait_on(self, event: Wake) -> web.StreamResponse:
         """After a wake-up without an outcome: lead, join a younger flight or lead one, until there is one."""

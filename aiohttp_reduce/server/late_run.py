@@ -9,8 +9,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from .. import _aiohttp
+from ..async_reduce_core import PENDING
 from .last_call import LAST_CALL_AFTER
-from .leading import is_for_the_loop, land, left
+from .leading import is_for_the_loop, left
 from .reads import RecordedHeaders, RecordedState
 from .replay import Outcome
 from .table import RequestFlight
@@ -48,6 +49,10 @@ class LateRun:
         self._recorded = recorded = RecordedHeaders()
         recorded.request = follower.request
         recorded.flight = flight
+        recorded.task = task
+        recorded.landing = flight.table.landing
+        recorded.route = follower.route
+        recorded.late = self
         follower.leading = True
         follower.renew()
         if follower.flights:
@@ -56,11 +61,24 @@ class LateRun:
     async def watched(self, handler: Handler) -> web.StreamResponse:
         """Run the handler, and note what it looks at."""
         request = self._follower.request
+        flight = self._flight
         _aiohttp.lend(request, self._recorded, RecordedState(), self._follower.settings.kept)
         try:
-            return await handler(request)
+            response = await handler(request)
+        except BaseException as exception:
+            if flight.stream is not None:
+                flight.stream.handler_failed(exception)
+            raise
         finally:
             _aiohttp.take_back(request, self._recorded)
+        if flight.stream is not None:
+            await flight.stream.handler_ended(response)
+        return response
+
+    def sends_now(self) -> int:
+        """The handler begins to send an answer: no other one may come instead. The generation that leads."""
+        self._ended = True
+        return self._generation
 
     def _interrupt(self, future: asyncio.Future[Any]) -> None:
         # A callback that is already scheduled cannot be removed: it may come after the handler's end.
@@ -81,9 +99,10 @@ class LateRun:
         if elder is not None or left(self._task, self._cancelling, follower.request, exception):
             flight.abandon(self._generation)
             return None if is_for_the_loop(exception) else elder
+        if flight.outcome is not PENDING:
+            return None
         last_call = follower.settings.clock() - self._started > LAST_CALL_AFTER and flight.passes is None
-        land(
-            follower.settings,
+        flight.table.landing.end(
             flight,
             self._generation,
             self._recorded,

@@ -5,7 +5,6 @@ The leader left, by a cancellation or a timeout of its own or because its client
 alone, and a follower takes over. Nobody waits and nobody could have been kept waiting: nothing to do.
 """
 
-import logging
 from asyncio import CancelledError, Task
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
@@ -15,15 +14,9 @@ from aiohttp import web
 from .. import _aiohttp
 from ..async_reduce_core import BaseHooks, NamedIdent
 from ..async_reduce_core.hooks import guarded
-from ..policy import Verdict
-from ..stats import Counters, Unshared
 from .identity import Selection
-from .reads import Notes, Reads, RecordedHeaders
-from .replay import Failure, Outcome, Rules, Share, captured
+from .replay import Rules, Share
 from .routes import Route
-from .table import RequestFlight
-
-logger = logging.getLogger("aiohttp_reduce")
 
 _FOR_THE_LOOP: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -36,7 +29,6 @@ class Settings:
         "clock",
         "has_key",
         "hooks",
-        "ignore_state",
         "kept",
         "late",
         "max_wait",
@@ -57,8 +49,7 @@ class Settings:
         clock: Callable[[], float],
     ) -> None:
         self.selection = selection
-        self.rules = Rules(selection, share, cache_status)
-        self.ignore_state = ignore_state
+        self.rules = Rules(selection, share, cache_status, ignore_state)
         # What a request must look up anew for us to see that its handler does.
         self.kept = _aiohttp.kept_names(selection.holds_all_of)
         self.max_wait = max_wait
@@ -86,44 +77,6 @@ def left(task: "Task[Any]", cancelling: int, request: web.Request, exception: Ba
     if task.cancelling() > cancelling or is_for_the_loop(exception):
         return True
     return isinstance(exception, ConnectionError) and not _aiohttp.connection_is_open(request)
-
-
-def land(
-    settings: Settings,
-    flight: RequestFlight,
-    generation: int,
-    run: RecordedHeaders,
-    counters: Counters,
-    result: Any,
-    *,
-    raised: bool,
-    last_call: bool,
-) -> None:
-    """End the flight with what the run's handler returned or raised; `last_call` keeps it open a moment longer."""
-    request = run.request
-    outcome: Outcome
-    try:
-        if raised and not isinstance(result, web.HTTPException):
-            outcome = Failure(request, result)
-        else:
-            has_key = settings.has_key and key_of(flight.key_value) != NO_KEY
-            outcome = captured(request, result, raised=raised, rules=settings.rules, has_key=has_key)
-        attributes = _aiohttp.own_attributes(request)
-        if run.notes is not None or attributes:
-            notes = run.notes or Notes()
-            outcome.add_reads(Reads(notes, request, attributes, settings.selection, settings.ignore_state))
-    except Exception:
-        # A response class that breaks what aiohttp's classes keep: it is not shared, and nobody waits for it.
-        logger.exception("cannot capture %r for others; they run by themselves", type(result))
-        outcome = Outcome(request, Verdict(Unshared.RESPONSE_CLASS))
-    outcome.herd = herd = len(flight.waiters) + 1
-    if herd > 1:
-        counters.largest_herd = max(counters.largest_herd, herd)
-    if flight.passes and not outcome.for_nobody_else:
-        flight.table.passes.delete(*flight.passes)
-    linger = last_call and outcome.verdict.reason is None
-    if flight.finish(generation, outcome, linger=linger) and linger:
-        flight.table.last_call.begin(flight, outcome)
 
 
 class Keyed(NamedTuple):

@@ -27,6 +27,8 @@ def reduce_middleware(
     share: Share | None = None,
     max_age: float = 5.0,
     max_wait: float = 30.0,
+    max_buffer: float = 4 * 2**20,
+    max_buffer_total: float = 64 * 2**20,
     hooks: BaseHooks | None = None,
     stats_path: str | None = "/_reduce/stats",
     stats_access: Access = local_only,
@@ -49,6 +51,8 @@ def reduce_middleware(
       that decides whether others may have the response, whatever that says itself.
     - `max_age`: seconds for which a flight takes followers.
     - `max_wait`: seconds that a follower waits before it also joins, or leads, a younger flight.
+    - `max_buffer`, `max_buffer_total`: bytes of streamed answers that are kept for those who join late, and by which
+      a handler runs ahead of the slowest reader: of each stream, and of all of this middleware object in one loop.
     - `hooks`: told of each request, with the request in place of the coroutine.
     - `stats_path`: where the figures are, or None; `stats_access`: a predicate, sync or async, that says who
       sees them.
@@ -85,6 +89,8 @@ def reduce_middleware(
         key=key,
         when=arguments.function("when", when, "of the request that returns a bool"),
         max_age=arguments.seconds("max_age", max_age),
+        max_buffer=arguments.size("max_buffer", max_buffer),
+        max_buffer_total=arguments.size("max_buffer_total", max_buffer_total),
         stats_path=arguments.path("stats_path", stats_path),
         stats_access=stats_access,
     )

@@ -21,14 +21,15 @@ from .values import MISSING, frozen, is_same
 class Notes:
     """What was looked at in one run of a handler.
 
-    `names` are header names as they were written, with `EVERYTHING` and `REMOTE` among them; `items` those of the
+    `names` are header names as they were written, with `EVERYTHING` and `REMOTE` among them, and how often each was
+    looked at; `items` those of the
     request mapping, with what they were when they were first looked at; `written` those that were set or deleted.
     """
 
     __slots__ = ("items", "names", "written")
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self.names: dict[str, int] = {}
         self.items: dict[Hashable, tuple[Any, Any]] = {}
         self.written: dict[Hashable, None] = {}
 
@@ -44,11 +45,21 @@ class RecordedHeaders:
     is None as long as nothing was looked at.
     """
 
-    __slots__ = ("__weakref__", "flight", "looked_up", "notes", "opened", "peername", "request", "under")
+    __slots__ = (
+        "__weakref__", "flight", "landing", "late", "looked_up", "notes", "opened", "peername", "request", "route",
+        "target", "task", "under",
+    )  # fmt: skip
 
     request: web.Request
     opened: float
     flight: Any
+    # For a stream: the task of the handler, where the flight is to be found, and whose figures count; `late` is set
+    # for a `LateRun` alone.
+    task: Any
+    landing: Any
+    target: str
+    route: Any
+    late: Any
     # Set by `_aiohttp.lend`; the last three are for it and `take_back` alone.
     notes: Notes | None
     looked_up: int
@@ -66,10 +77,31 @@ class RecordedHeaders:
             notes = self.notes = Notes()
         return notes
 
+    def prepares(self, response: web.StreamResponse | None, writer: Any) -> None:
+        """The handler prepares a response, to write to it (`_aiohttp.LentWriter`)."""
+        self.landing.begin(self, response, writer)
+
     def note(self, name: object) -> None:
         """Note that a header, `EVERYTHING` or `REMOTE` was looked at."""
         if isinstance(name, str):
-            self.taking_notes().names.add(name)
+            names = self.taking_notes().names
+            names[name] = names.get(name, 0) + 1
+
+    def copied_notes(self) -> Notes | None:
+        """The notes as they are now."""
+        notes = self.notes
+        if notes is None:
+            return None
+        twin = Notes()
+        twin.names, twin.items, twin.written = notes.names.copy(), notes.items.copy(), notes.written.copy()
+        return twin
+
+    def forget_one_look(self, name: str) -> None:
+        """A header (its name in lower case) was looked at once by aiohttp itself, beside what the handler did."""
+        names = {} if self.notes is None else self.notes.names
+        looks = [written for written in names if written.lower() == name]
+        if sum([names[written] for written in looks]) == 1:
+            del names[looks[0]]
 
     def __getitem__(self, name: str) -> Any:
         self.note(name)
@@ -260,6 +292,8 @@ class Reads:
         All the headers, as there may be more in which it differs; but `request.remote` and items only where they
         are the reason: what an item is at arrival may differ in more than in what its type calls equal.
         """
+        if reason is Unshared.STREAM:
+            return [], []
         if reason is Unshared.STATE:
             return [], [key for key in self.items if key is not ALL_ITEMS and _aiohttp.item_name(key) == name]
         return [header for header in self.compared if header != REMOTE or reason is Unshared.REMOTE], []

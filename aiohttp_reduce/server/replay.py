@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
@@ -20,7 +20,10 @@ from ..policy import SHARED, Verdict, judge
 from ..stats import Unshared
 from .compression import SharedCompression
 from .identity import Selection
-from .reads import Reads, same_lines
+from .reads import Notes, Reads, RecordedHeaders, same_lines
+
+if TYPE_CHECKING:
+    from .reading import Reader
 
 logger = logging.getLogger("aiohttp_reduce")
 
@@ -34,11 +37,15 @@ _TRACE_NAME: Final = re.compile(r"(?:^|-)(?:trace|span|request|correlation)(?:-|
 
 
 class Asker(Protocol):
-    """A follower: its request, and the request mapping as it was when it came."""
+    """A follower: its request, the request mapping as it was when it came, and its reader of a stream if it has one."""
 
     request: web.Request
     mapping: dict[Any, Any]
     has_attributes: bool
+    seat: "Reader | None"
+
+    def turned_away(self, outcome: "Outcome", reason: Unshared, name: str | None) -> None:
+        """It was refused this outcome."""
 
 
 class Outcome:
@@ -51,6 +58,9 @@ class Outcome:
     """
 
     __slots__ = ("free", "herd", "leader", "passes", "raised", "reads", "told", "verdict")
+
+    # Whether there is more to give to a follower than what `make` makes: see `Stream`.
+    is_stream = False
 
     def __init__(self, leader: web.Request, verdict: Verdict = SHARED, *, raised: bool = False) -> None:
         self.leader = leader
@@ -106,6 +116,14 @@ class Outcome:
         """For one follower, its own of what the handler returned or raised."""
         raise NotImplementedError
 
+    def attach(self, asker: Asker) -> None:
+        """Of a stream: see `Stream`."""
+        raise NotImplementedError
+
+    async def deliver(self, made: Any, asker: Asker) -> web.StreamResponse:
+        """Of a stream: see `Stream`."""
+        raise NotImplementedError
+
 
 class Answer(Outcome):
     """A response, returned or raised as an HTTPException.
@@ -157,7 +175,8 @@ class Answer(Outcome):
         self._headers = response.headers.copy()
         self._cookies = _aiohttp.copied_jar(response.cookies) if _aiohttp.sets_cookies(response) else None
         if isinstance(response, web.Response):
-            self._fields["_body"] = _aiohttp.repeatable_body(response.body)[1]
+            is_repeatable, body = _aiohttp.repeatable_body(response.body)
+            self._fields["_body"] = body if is_repeatable else response.body
         self._compression: SharedCompression | None = None
         if response.compression and _aiohttp.compresses_whole_body(response):
             self._compression = SharedCompression(self._fields["_body"])
@@ -197,12 +216,22 @@ class Answer(Outcome):
 class Rules:
     """How one middleware object judges answers, and marks those of followers."""
 
-    __slots__ = ("cache_status", "selection", "share")
+    __slots__ = ("cache_status", "ignore_state", "selection", "share")
 
-    def __init__(self, selection: Selection, share: Share | None, cache_status: str | None) -> None:
+    def __init__(
+        self, selection: Selection, share: Share | None, cache_status: str | None, ignore_state: frozenset[Hashable]
+    ) -> None:
         self.selection = selection
         self.share = share
         self.cache_status = cache_status
+        self.ignore_state = ignore_state
+
+    def reads(self, run: RecordedHeaders) -> Reads | None:
+        """What the handler has looked at so far; None for nothing."""
+        attributes = _aiohttp.own_attributes(run.request)
+        if run.notes is None and not attributes:
+            return None
+        return Reads(run.notes or Notes(), run.request, attributes, self.selection, self.ignore_state)
 
     def judge(self, leader: web.Request, status: int, headers: CIMultiDict[str], *, has_key: bool) -> Verdict:
         """What the answer's status and headers say; `has_key`: `key` gave a value."""
@@ -257,11 +286,33 @@ class Returned(Outcome):
         return self._value
 
 
-def captured(leader: web.Request, response: Any, *, raised: bool, rules: Rules, has_key: bool) -> Outcome:
-    """The outcome of a handler that returned `response`, or raised it as an HTTPException."""
+def captured(
+    leader: web.Request,
+    response: Any,
+    *,
+    raised: bool,
+    rules: Rules,
+    has_key: bool,
+    stream: "Callable[..., Outcome] | None" = None,
+    prepared: bool = False,
+) -> Outcome:
+    """The outcome of a handler that returned `response`, or raised it as an HTTPException.
+
+    `stream` makes the outcome where the body is still to come: of a response with a body that can be read only
+    once, or, with `prepared`, of one that is being prepared now.
+    """
     if not isinstance(response, web.StreamResponse):
         return Returned(leader, response)
-    reason = _cannot_be_replayed(response)
+    if prepared:
+        reason = _cannot_be_streamed(response)
+    else:
+        reason = _cannot_be_replayed(response)
+        if reason is Unshared.ONE_SHOT_BODY and _aiohttp.has_no_body(leader, response):
+            reason = stream = None
+        elif reason is None:
+            stream = None
+        elif reason is Unshared.ONE_SHOT_BODY and stream is not None:
+            reason = None
     if reason is not None:
         return Outcome(leader, Verdict(reason))
     said = rules.asked(leader, response)
@@ -271,6 +322,8 @@ def captured(leader: web.Request, response: Any, *, raised: bool, rules: Rules, 
         return Outcome(leader, Verdict(Unshared.SHARE))
     if said is None and _aiohttp.sets_cookies(response):
         return Outcome(leader, Verdict(Unshared.SET_COOKIE))
+    if stream is not None:
+        return stream(response, raised=raised, rules=rules, share=said, has_key=has_key)
     return Answer(leader, response, raised=raised, rules=rules, share=said, has_key=has_key)
 
 
@@ -284,9 +337,16 @@ def _cannot_be_replayed(response: web.StreamResponse) -> Unshared | None:
     return None
 
 
+def _cannot_be_streamed(response: web.StreamResponse) -> Unshared | None:
+    """Why nobody else can be sent what is written to a response that is being prepared."""
+    if isinstance(response, (web.WebSocketResponse, web.FileResponse)) or _aiohttp.is_compressed(response):
+        return Unshared.STREAM
+    return Unshared.RESPONSE_CLASS if _aiohttp.sends_its_body_itself(response) else None
+
+
 def _remove_trace(headers: CIMultiDict[str], leader: web.Request) -> None:
     """Take out what repeats the headers that name the leader's request in a trace."""
-    names = {name.lower(): value for name, value in leader.headers.items() if name in TRACING}
+    names = {name.lower(): value for name, value in _aiohttp.received_headers(leader).items() if name in TRACING}
     if names:
         values = {value for value in names.values() if len(value) >= _MIN_TRACE_ID}
         for name in list(headers.keys()):
@@ -297,5 +357,5 @@ def _remove_trace(headers: CIMultiDict[str], leader: web.Request) -> None:
 
 def mark_not_collapsed(response: Any, cache_status: str | None) -> None:
     """Say in an answer that its request had waited and then ran by itself (RFC 9211, 2.5)."""
-    if cache_status is not None and isinstance(response, web.StreamResponse) and not response.prepared:
+    if cache_status is not None and isinstance(response, web.StreamResponse):
         response.headers.add("Cache-Status", f"{cache_status}; fwd=miss; collapsed=?0")

@@ -9,7 +9,7 @@ identity, so that a lookup is never a scan.
 import math
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 
@@ -25,6 +25,10 @@ from .reads import RecordedHeaders
 from .replay import Outcome
 from .routes import Route
 
+if TYPE_CHECKING:
+    from .landing import Landing
+    from .streams import Stream
+
 
 class RequestFlight(Flight[Outcome]):
     """A flight of requests. `subject` is the request of the one who leads.
@@ -32,6 +36,7 @@ class RequestFlight(Flight[Outcome]):
     `identity` is the full identity, once it was needed; `certificate` and `key_value` were taken at arrival.
     `crowds_target` is the target of a flight that stands under its identity, because another one was first.
     `hedge` is the flight that an overdue follower of this one leads: only other overdue followers join it.
+    `stream` is what it has landed with, where that is a stream: it can be joined as long as the flight is open.
     `passes` is, for a run that nobody can join because of a pass marker, that marker's target and identity.
     """
 
@@ -43,12 +48,20 @@ class RequestFlight(Flight[Outcome]):
     identity: Hashable | None = None
     hedge: "RequestFlight | None" = None
     passes: tuple[str, Hashable] | None = None
+    stream: "Stream | None" = None
+
+    def close(self) -> None:
+        super().close()
+        if self.stream is not None:
+            self.stream.close()
 
 
 class RequestTable(TargetTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "last_call", "max_age", "passes", "writes")
+    __slots__ = ("_selection", "landing", "last_call", "max_age", "passes", "writes")
+
+    landing: "Landing"
 
     def __init__(
         self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float

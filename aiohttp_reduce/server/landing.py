@@ -1,0 +1,150 @@
+"""Landing a flight: by the end of its handler, or by the head of what its handler begins to send."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from .. import _aiohttp
+from ..policy import Verdict
+from ..stats import Counters, Unshared
+from .leading import NO_KEY, Settings, key_of
+from .one_shot import OneShot
+from .producing import Producer
+from .reads import RecordedHeaders
+from .replay import Failure, Outcome, captured
+from .streams import Limits, Stream
+
+if TYPE_CHECKING:
+    from .table import RequestFlight, RequestTable
+
+logger = logging.getLogger("aiohttp_reduce")
+
+
+class Landing:
+    """Lands the flights of one table."""
+
+    __slots__ = ("_limits", "_settings", "_table")
+
+    def __init__(self, settings: Settings, table: "RequestTable", limits: Limits) -> None:
+        self._settings = settings
+        self._table = table
+        self._limits = limits
+
+    def end(
+        self,
+        flight: "RequestFlight",
+        generation: int,
+        run: RecordedHeaders,
+        counters: Counters,
+        result: Any,
+        *,
+        raised: bool,
+        last_call: bool,
+    ) -> None:
+        """End the flight with what the run's handler returned or raised; `last_call` keeps it open a moment longer."""
+        outcome: Outcome
+        try:
+            if raised and not isinstance(result, web.HTTPException):
+                outcome = Failure(run.request, result)
+            else:
+                outcome = self._captured(flight, run, result, raised=raised)
+            self._add_reads(outcome, run)
+        except Exception:
+            outcome = _not_captured(run, result)
+        self._announce(flight, outcome, counters)
+        if outcome.is_stream and outcome.verdict.reason is None:
+            assert isinstance(outcome, OneShot)
+            outcome.take_body(result)
+            self._open(flight, generation, outcome)
+            return
+        linger = last_call and outcome.verdict.reason is None
+        if flight.finish(generation, outcome, linger=linger) and linger:
+            flight.table.last_call.begin(flight, outcome)
+
+    def begin(self, run: RecordedHeaders, response: web.StreamResponse | None, writer: _aiohttp.LentWriter) -> None:
+        """Land the run's flight with the head of a response that its handler is preparing, before any signal is sent.
+
+        Never raises. `response` is None where it cannot be told what the handler prepares.
+        """
+        if asyncio.current_task() is not run.task:
+            # Not the handler's: what an outer middleware sends that has given up waiting for it, for example. If it
+            # is the handler's all the same, its end will show that.
+            writer.straight_through()
+            return
+        flight = run.flight or self._table.meet(run.target, run)
+        late = getattr(run, "late", None)
+        generation = 0 if late is None else late.sends_now()
+        outcome: Outcome
+        try:
+            if response is None or _aiohttp.cancels_handlers(run.request):
+                outcome = Outcome(run.request, Verdict(Unshared.STREAM))
+            else:
+                if _aiohttp.negotiates(response):
+                    run.forget_one_look("accept-encoding")
+                notes = run.copied_notes()
+                outcome = self._captured(flight, run, response, raised=False, writer=writer)
+                run.notes = notes  # what `share` looked at is no matter of the handler's
+            _aiohttp.note_looked_up(run)
+            self._add_reads(outcome, run)
+        except Exception:
+            outcome = _not_captured(run, response)
+        self._announce(flight, outcome, run.route.counters)
+        if isinstance(outcome, Stream) and outcome.settled().reason is None:
+            coding = None if writer.coding is None else outcome.coding(*writer.coding)
+            outcome.producer = writer.to = Producer(outcome, run.request, writer.real, coding, heads=0)
+            if self._open(flight, generation, outcome):
+                return
+        else:
+            flight.finish(generation, outcome)
+        writer.straight_through()
+
+    def _captured(
+        self,
+        flight: "RequestFlight",
+        run: RecordedHeaders,
+        response: Any,
+        *,
+        raised: bool,
+        writer: _aiohttp.LentWriter | None = None,
+    ) -> Outcome:
+        def stream(response: web.StreamResponse, **options: Any) -> Outcome:
+            if writer is None:
+                return OneShot(run, response, limits=self._limits, settings=self._settings, **options)
+            made = Stream(run, response, limits=self._limits, **options)
+            made.undo_preparing(response, writer)
+            return made
+
+        return captured(
+            run.request,
+            response,
+            raised=raised,
+            rules=self._settings.rules,
+            has_key=self._settings.has_key and key_of(flight.key_value) != NO_KEY,
+            stream=None if _aiohttp.cancels_handlers(run.request) else stream,
+            prepared=writer is not None,
+        )
+
+    def _add_reads(self, outcome: Outcome, run: RecordedHeaders) -> None:
+        reads = self._settings.rules.reads(run)
+        if reads is not None:
+            outcome.add_reads(reads)
+
+    def _announce(self, flight: "RequestFlight", outcome: Outcome, counters: Counters) -> None:
+        outcome.herd = herd = len(flight.waiters) + 1
+        if herd > 1:
+            counters.largest_herd = max(counters.largest_herd, herd)
+        if flight.passes and not outcome.for_nobody_else:
+            flight.table.passes.delete(*flight.passes)
+
+    def _open(self, flight: "RequestFlight", generation: int, stream: Stream) -> bool:
+        """Land the flight with a stream that can be joined from now on, unless somebody else leads it by now."""
+        stream.open_with(flight, self._settings.clock())
+        return flight.finish(generation, stream, linger=True)
+
+
+def _not_captured(run: RecordedHeaders, response: Any) -> Outcome:
+    """A response class that breaks what aiohttp's classes keep: it is not shared, and nobody waits for it."""
+    logger.exception("cannot capture %r for others; they run by themselves", type(response))
+    return Outcome(run.request, Verdict(Unshared.RESPONSE_CLASS))

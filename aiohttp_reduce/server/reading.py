@@ -1,0 +1,148 @@
+"""Reading a shared stream: one reader for each request that is given it, the first one's included."""
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from .. import _aiohttp
+from ..broadcast import Broadcast, StalledError
+from ..failures import copied
+from .coding import Coding
+
+# Larger chunks are handed to the connection in pieces, so that none keeps more of them than it has to.
+_PIECE: Final = 0x40000
+
+
+class Source(Protocol):
+    """What is read: a stream."""
+
+    broadcast: Broadcast
+
+    def coding(self, encoding: str, strategy: int | None) -> Coding:
+        """The coding of its chunks, the same one for all who negotiated it."""
+        ...
+
+
+class BrokenOffError(ConnectionAbortedError):
+    """The stream cannot be read to its end by this request; its connection is closed."""
+
+
+class Reader:
+    """Takes what a stream gives, and writes it to the connection of one request.
+
+    With `has_all` it begins with what comes next. `leave()` has to be called at the end, whatever happened.
+    """
+
+    __slots__ = ("_coding", "_consumer", "_ends_with_connection", "_is_sending", "_wake", "_why", "request", "stream")
+
+    def __init__(self, stream: Source, request: web.Request, *, has_all: bool = False) -> None:
+        self.stream = stream
+        self.request = request
+        self._consumer = stream.broadcast.join(self._on_ready, has_all=has_all)
+        self._coding: Coding | None = None
+        # What it waits on while there is nothing to take; and whether it may be waiting for its connection instead.
+        self._wake: asyncio.Future[None] | None = None
+        self._is_sending = False
+        self._ends_with_connection = False
+        # Why it was broken off.
+        self._why: BaseException | None = None
+
+    def comes_first(self) -> None:
+        """This is the reader of the request whose handler is running."""
+        self.stream.broadcast.first = self._consumer
+
+    def negotiated(self, encoding: str, strategy: int | None) -> None:
+        """Take the compressed form of all chunks."""
+        self._coding = self.stream.coding(encoding, strategy)
+
+    def use(self, coding: Coding | None) -> None:
+        """Take this form of all chunks."""
+        self._coding = coding
+
+    async def send(self, writer: AbstractStreamWriter) -> None:
+        """Write all that comes. Raises what the writer does, and what `failure` gives for a stream that broke."""
+        self._ends_with_connection = not (writer.chunked or writer.length is not None)  # type: ignore[attr-defined]
+        self._is_sending = True
+        consumer, coding = self._consumer, self._coding
+        try:
+            while True:
+                chunk = consumer.take()
+                if chunk is not None:
+                    data = chunk.data if coding is None else await coding.of(chunk)
+                    if len(data) <= _PIECE:
+                        await writer.write(data)
+                    else:
+                        view = memoryview(data)
+                        for start in range(0, len(data), _PIECE):
+                            await writer.write(view[start : start + _PIECE])
+                    consumer.has_read(chunk.end)
+                elif consumer.at_end:
+                    if coding is not None:
+                        await writer.write(coding.last())
+                    return
+                elif self._why is not None or consumer.exception is not None:
+                    raise self.failure()
+                else:
+                    await self._more()
+        finally:
+            self._is_sending = False
+
+    async def skip(self) -> None:
+        """Wait for the end without writing anything. Raises as `send` does."""
+        consumer = self._consumer
+        while not consumer.at_end:
+            chunk = consumer.take()
+            if chunk is not None:
+                consumer.has_read(chunk.end)
+            elif self._why is not None or consumer.exception is not None:
+                raise self.failure()
+            elif not consumer.at_end:
+                await self._more()
+
+    async def _more(self) -> None:
+        self._wake = self.stream.broadcast.loop.create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def failure(self) -> BaseException:
+        """What to raise where the stream broke, or this reader was broken off; the connection is closed by then."""
+        why = self._why or self._consumer.exception
+        assert why is not None
+        if self._is_sending:
+            self._abort()
+        if isinstance(why, Exception) and not isinstance(why, (web.HTTPException, ConnectionError, StalledError)):
+            return copied(why).with_traceback(why.__traceback__)
+        error = BrokenOffError(str(why) or "the handler of this stream did not come to its end")
+        if isinstance(why, StalledError):
+            error.__cause__ = why
+        return error
+
+    def break_off(self, why: str) -> None:
+        """This request must not read any further."""
+        self._consumer.leave()
+        self._why = BrokenOffError(why)
+        self._on_ready()
+
+    def leave(self) -> None:
+        """Read no more."""
+        self._consumer.leave()
+
+    def _on_ready(self) -> None:
+        if self._wake is not None:
+            if not self._wake.done():
+                self._wake.set_result(None)
+        elif self._is_sending and (self._why is not None or self._consumer.exception is not None):
+            # It may be waiting for its client to read: nothing else would wake it.
+            self._abort()
+
+    def _abort(self) -> None:
+        _aiohttp.abort(self.request, ends_with_connection=self._ends_with_connection)
+
+
+def is_short(writer: Any) -> bool:
+    """Whether less was written than Content-Length says, so that the connection cannot be used again."""
+    return bool(writer.length)
