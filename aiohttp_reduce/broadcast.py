@@ -21,6 +21,8 @@ CHUNK_OVERHEAD: Final = 128
 # Where it is not its own limit that blocks a producer but the one for all broadcasts, everybody reads chunk by
 # chunk, and each is the slowest at some moment: nobody is cut off before so many seconds at a stretch.
 _GRACE: Final = 0.1
+# How often it is looked whether the first one reads, before it is cut off.
+_LOOKS: Final = 4
 
 
 class Budget:
@@ -63,15 +65,14 @@ class Broadcast:
     - `budget`: what this broadcast and others may keep together; where it is spent, nobody can join any more, and
       the producer waits until all that there is was read.
     - `stall_timeout`: seconds for which slow consumers may hold up starving ones, summed over the broadcast.
-    - `first`, if set: a consumer that is cut off already once it has held starving ones up for `first_timeout` seconds
-      without reading anything.
+    - `first_timeout`: the same for the consumer that `watch_first` was told of, if it reads nothing at all meanwhile.
     - `on_close` is called once when nobody can join any more, `on_desert` when the last consumer left before the end.
     """
 
     __slots__ = (
-        "_budget", "_consumers", "_dropped", "_first_timeout", "_first_timer", "_held", "_log", "_max_buffer",
-        "_room", "_size", "_stall_left", "_stall_timer", "_stalled_since", "_starving", "_total", "_waiting", "ended",
-        "exception", "first", "is_open", "loop", "on_close", "on_desert",
+        "_budget", "_consumers", "_dropped", "_first", "_first_timeout", "_first_timer", "_held", "_log",
+        "_max_buffer", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_since", "_starving",
+        "_total", "_waiting", "ended", "exception", "is_open", "loop", "on_close", "on_desert",
     )  # fmt: skip
 
     def __init__(
@@ -108,7 +109,9 @@ class Broadcast:
         self._stall_left = stall_timeout
         self._stalled_since: float | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
-        self.first: Consumer | None = None
+        # The one who is given less time, something that changes when it reads, and the timer.
+        self._first: Consumer | None = None
+        self._progress: Callable[[], object] | None = None
         self._first_timeout = first_timeout
         self._first_timer: asyncio.TimerHandle | None = None
 
@@ -234,6 +237,10 @@ class Broadcast:
             self._waiting[consumer] = None
         return consumer
 
+    def watch_first(self, consumer: "Consumer", progress: Callable[[], object]) -> None:
+        """Give this consumer, one at most, `first_timeout` seconds only; `progress` gives what changes as it reads."""
+        self._first, self._progress = consumer, progress
+
     def _take(self, consumer: "Consumer") -> Chunk | None:
         if consumer not in self._consumers:
             return None
@@ -329,19 +336,31 @@ class Broadcast:
         own = self._held + self._size + CHUNK_OVERHEAD > self._max_buffer
         delay = self._stall_left if own else max(self._stall_left, _GRACE)
         self._stall_timer = self.loop.call_later(delay, self._cut_off)
-        if self.first is not None:
-            self._watch_first(self.first)
+        if self._first is not None:
+            self._time_first(0)
 
-    def _watch_first(self, first: "Consumer") -> None:
-        self._first_timer = self.loop.call_later(self._first_timeout, self._cut_off_first, first, first._passed)
+    def _time_first(self, idle: int) -> None:
+        self._first_timer = self.loop.call_later(
+            self._first_timeout / _LOOKS, self._look_at_first, self._progress_of_first(), idle
+        )
 
-    def _cut_off_first(self, first: "Consumer", passed: int) -> None:
+    def _look_at_first(self, before: object, idle: int) -> None:
+        # Several looks, each in a pass of its own: a loop that was busy must not look like a reader that is not.
         self._first_timer = None
-        if first in self._consumers and self._room is not None:
-            if first._passed == passed == self._dropped:
-                self._cut(first)
-            else:
-                self._watch_first(first)
+        first = self._first
+        if first not in self._consumers:
+            return
+        if first._passed != self._dropped or self._progress_of_first() != before:
+            self._time_first(0)
+        elif idle + 1 < _LOOKS:
+            self._time_first(idle + 1)
+        else:
+            self._cut(first)
+
+    def _progress_of_first(self) -> object:
+        assert self._first is not None
+        assert self._progress is not None
+        return self._first._passed, self._progress()
 
     def _stop_stall(self) -> None:
         if self._first_timer is not None:

@@ -99,6 +99,7 @@ from .writers import (
     negotiates,
     take_coding,
     undo_preparing,
+    unsent,
     writer_of,
 )
 
@@ -183,6 +184,7 @@ __all__ = [
     "traces_of",
     "undo_preparing",
     "unread",
+    "unsent",
     "was_sent",
     "way_of",
     "writer_of",

@@ -225,6 +225,12 @@ def drain_waiter(request: web.BaseRequest) -> "asyncio.Future[None] | None":
     return waiter
 
 
+def unsent(request: web.BaseRequest) -> int:
+    """How many bytes wait here until the client reads; 0 for a closed connection."""
+    transport = request.transport
+    return 0 if transport is None else transport.get_write_buffer_size()
+
+
 def cancels_handlers(request: web.BaseRequest) -> bool:
     """Whether the server cancels the handler of a client that leaves (`handler_cancellation`, 3.9)."""
     manager = request.protocol._manager

@@ -209,6 +209,8 @@ class ReduceMiddleware:
         counters.led += 1
         try:
             response = await handler(request)
+            if run.flight is not None and run.flight.stream is not None:
+                await run.flight.stream.handler_ended(response)
         except BaseException as exception:
             _aiohttp.take_back(request, run)
             counters.errors += is_error(exception)
@@ -230,10 +232,7 @@ class ReduceMiddleware:
                 del flights[target]
         else:
             flight = flight or table.meet(target, run)
-            if flight.stream is not None:
-                await flight.stream.handler_ended(response)
-            else:
-                self._end(flight, task, cancelling, run, known, response, raised=False, last_call=last_call)
+            self._end(flight, task, cancelling, run, known, response, raised=False, last_call=last_call)
         if told:
             settings.tell("on_result_for", request, known, response)
         return response

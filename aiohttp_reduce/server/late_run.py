@@ -65,15 +65,15 @@ class LateRun:
         _aiohttp.lend(request, self._recorded, RecordedState(), self._follower.settings.kept)
         try:
             response = await handler(request)
+            if flight.stream is not None:
+                await flight.stream.handler_ended(response)
+            return response
         except BaseException as exception:
             if flight.stream is not None:
                 flight.stream.handler_failed(exception)
             raise
         finally:
             _aiohttp.take_back(request, self._recorded)
-        if flight.stream is not None:
-            await flight.stream.handler_ended(response)
-        return response
 
     def sends_now(self) -> int:
         """The handler begins to send an answer: no other one may come instead. The generation that leads."""

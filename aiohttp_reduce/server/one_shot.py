@@ -8,6 +8,7 @@ its own, with the context variables that the handler had, and everybody is serve
 import asyncio
 import contextvars
 import logging
+import weakref
 from typing import Any
 
 from aiohttp import web
@@ -40,21 +41,22 @@ class OneShot(Stream):
         self._settings = settings
         self._context = contextvars.copy_context()
         # The body of the first requester's answer, and the task that reads for all.
-        self._own: SharedBody | None = None
+        self._own: weakref.ref[SharedBody] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def take_body(self, response: web.Response) -> None:
         """Put ourselves in the place of the body in the handler's own response."""
-        self._own = SharedBody(self, self._body, self.leader, None)
-        _aiohttp.put_body(response, self._own)
+        body = SharedBody(self, self._body, self.leader, None)
+        self._own = weakref.ref(body)
+        _aiohttp.put_body(response, body)
         if response.compression:
-            _aiohttp.take_coding(response, self._own.negotiated)
+            _aiohttp.take_coding(response, body.negotiated)
 
     def share(self) -> None:
         if self.producer is not None:
             self.producer.share()
-        elif self._own is not None and self._task is None:
-            self._own.needs_seat()
+        elif self._own is not None and (body := self._own()) is not None:
+            body.needs_seat()
 
     async def deliver(self, response: web.StreamResponse, asker: Asker) -> web.StreamResponse:
         reader, asker.seat = asker.seat, None
@@ -70,6 +72,8 @@ class OneShot(Stream):
         """Read the body in the first requester's own task, for it and for whoever joins."""
         self.producer = Producer(self, self.leader, writer, None if coding is None else self.coding(*coding), heads=1)
         await self._produce(self.producer)
+        if self.producer.tail:
+            await writer.write(self.producer.tail)
 
     def read_for_all(self) -> None:
         """Read the body in a task of its own, if that is not done yet."""
@@ -82,6 +86,11 @@ class OneShot(Stream):
         """The first requester's answer was sent: close the body, unless it is read for others."""
         if self._task is None:
             await self._body.close()
+
+    def dropped(self) -> None:
+        """Nobody will send the first requester's answer: others have replaced it."""
+        if not self.members and self.producer is None:
+            self.close()
 
     def _deserted(self) -> None:
         if self._task is not None:
@@ -145,7 +154,7 @@ class SharedBody(Payload):
         """Others read as well, and nobody has begun."""
         if self._reader is None:
             self._reader = Reader(self._stream, self._request)
-            self._reader.comes_first()
+            self._stream.broadcast.watch_first(self._reader.consumer, self._reader.progress)
 
     async def write(self, writer: AbstractStreamWriter, *args: Any, **kwargs: Any) -> None:
         reader = self._reader
@@ -172,6 +181,7 @@ class SharedBody(Payload):
             self._stream.detach(self._reader)
 
     def __del__(self) -> None:
-        reader = self.__dict__.get("_reader")
-        if reader is not None:
-            self._stream.detach(reader)
+        if self._reader is not None:
+            self._stream.detach(self._reader)
+        else:
+            self._stream.dropped()

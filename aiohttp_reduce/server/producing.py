@@ -37,7 +37,7 @@ class Producer:
         self._heads = heads
         self.is_over = False
         # What is still to be sent of the compressed form, with the end.
-        self._tail = b""
+        self.tail = b""
         # The own reader of the request, and its task, once the stream is shared.
         self._reader: Reader | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -56,7 +56,7 @@ class Producer:
         """Somebody else reads now: let this request's connection hold nobody up any more."""
         if self._pump is None and self.real is not None and not self.is_over:
             self._reader = Reader(self._stream, self._request, has_all=True)
-            self._reader.comes_first()
+            self._stream.broadcast.watch_first(self._reader.consumer, self._reader.progress)
             self._reader.use(self._coding)
             self._pump = self._stream.broadcast.loop.create_task(self._serve(self._reader))
             if self._drained is not None and not self._drained.done():
@@ -80,7 +80,7 @@ class Producer:
 
     async def write_eof(self, chunk: Any = b"") -> None:
         if self.is_over:
-            await self.real.write_eof(self._tail + bytes(chunk))
+            await self.real.write_eof(self.tail + bytes(chunk))
             return
         self._stream.eof = True
         data = chunk if type(chunk) is bytes else bytes(chunk)
@@ -119,7 +119,7 @@ class Producer:
             if self._pump_error is not None:
                 raise self._pump_error
         elif not self.is_over and self._coding is not None:
-            self._tail = self._coding.last()
+            self.tail = self._coding.last()
         self.is_over = True
 
     def stop(self) -> None:

@@ -35,12 +35,14 @@ class Reader:
     With `has_all` it begins with what comes next. `leave()` has to be called at the end, whatever happened.
     """
 
-    __slots__ = ("_coding", "_consumer", "_ends_with_connection", "_is_sending", "_wake", "_why", "request", "stream")
+    __slots__ = (
+        "_coding", "_ends_with_connection", "_is_sending", "_wake", "_why", "consumer", "request", "stream"
+    )  # fmt: skip
 
     def __init__(self, stream: Source, request: web.Request, *, has_all: bool = False) -> None:
         self.stream = stream
         self.request = request
-        self._consumer = stream.broadcast.join(self._on_ready, has_all=has_all)
+        self.consumer = stream.broadcast.join(self._on_ready, has_all=has_all)
         self._coding: Coding | None = None
         # What it waits on while there is nothing to take; and whether it may be waiting for its connection instead.
         self._wake: asyncio.Future[None] | None = None
@@ -49,9 +51,9 @@ class Reader:
         # Why it was broken off.
         self._why: BaseException | None = None
 
-    def comes_first(self) -> None:
-        """This is the reader of the request whose handler is running."""
-        self.stream.broadcast.first = self._consumer
+    def progress(self) -> object:
+        """Something that changes when the client reads."""
+        return _aiohttp.unsent(self.request)
 
     def negotiated(self, encoding: str, strategy: int | None) -> None:
         """Take the compressed form of all chunks."""
@@ -65,7 +67,7 @@ class Reader:
         """Write all that comes. Raises what the writer does, and what `failure` gives for a stream that broke."""
         self._ends_with_connection = not (writer.chunked or writer.length is not None)  # type: ignore[attr-defined]
         self._is_sending = True
-        consumer, coding = self._consumer, self._coding
+        consumer, coding = self.consumer, self._coding
         try:
             while True:
                 chunk = consumer.take()
@@ -91,7 +93,7 @@ class Reader:
 
     async def skip(self) -> None:
         """Wait for the end without writing anything. Raises as `send` does."""
-        consumer = self._consumer
+        consumer = self.consumer
         while not consumer.at_end:
             chunk = consumer.take()
             if chunk is not None:
@@ -110,7 +112,7 @@ class Reader:
 
     def failure(self) -> BaseException:
         """What to raise where the stream broke, or this reader was broken off; the connection is closed by then."""
-        why = self._why or self._consumer.exception
+        why = self._why or self.consumer.exception
         assert why is not None
         if self._is_sending:
             self._abort()
@@ -123,19 +125,19 @@ class Reader:
 
     def break_off(self, why: str) -> None:
         """This request must not read any further."""
-        self._consumer.leave()
+        self.consumer.leave()
         self._why = BrokenOffError(why)
         self._on_ready()
 
     def leave(self) -> None:
         """Read no more."""
-        self._consumer.leave()
+        self.consumer.leave()
 
     def _on_ready(self) -> None:
         if self._wake is not None:
             if not self._wake.done():
                 self._wake.set_result(None)
-        elif self._is_sending and (self._why is not None or self._consumer.exception is not None):
+        elif self._is_sending and (self._why is not None or self.consumer.exception is not None):
             # It may be waiting for its client to read: nothing else would wake it.
             self._abort()
 
