@@ -6,7 +6,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from .requests import remote_of
-from .writers import LentWriter
+from .writers import hook_heads, unhook_heads
 
 EVERYTHING: Final = ""
 """Stands among the names of headers that were looked at where all were: no header is named so."""
@@ -54,10 +54,12 @@ def lend(request: web.Request, headers: Any, state: Any, kept: frozenset[str]) -
     state.under = request._state
     state.headers = headers
     request._state = state
-    writer = LentWriter()
-    writer.run = headers
-    writer.real = request._payload_writer
-    request._payload_writer = writer  # type: ignore[assignment]
+    # As `hook_heads` does, without the call.
+    attributes = request.__dict__
+    if "_prepare_hook" in attributes:
+        hook_heads(request, headers)
+    else:
+        attributes["_prepare_hook"] = headers
     cache = request._cache
     cache["headers"] = headers
     if (
@@ -93,18 +95,17 @@ def take_back(request: web.BaseRequest, headers: Any) -> None:
     """Put back what `lend` took away, and note what was looked up otherwise than in the headers."""
     cache = request._cache
     under = headers.under
-    writer: Any = request._payload_writer
-    if type(writer) is LentWriter and writer.run is headers:
-        request._payload_writer = writer.real
-        if writer._begun:
-            writer.unhook()
+    attributes = request.__dict__
+    if attributes.get("_prepare_hook") is headers:
+        del attributes["_prepare_hook"]
+    else:
+        unhook_heads(request, headers)
     if request._headers is headers:
         request._headers = cache["headers"] = under
         state: Any = request._state
         request._state = state.under
     else:
         _unlink(request, headers)
-        _unlink_writer(writer, headers)
     if len(cache) != headers.looked_up:
         note_looked_up(headers)
     headers.looked_up = _NOT_LENT
@@ -137,16 +138,6 @@ def _take_out(upper: Any, is_gone: Callable[[Any], bool]) -> None:
             upper.under = under.under
             return
         upper, under = under, getattr(under, "under", None)
-
-
-def _unlink_writer(upper: Any, headers: Any) -> None:
-    while type(upper) is LentWriter:
-        under = upper.real
-        if type(under) is LentWriter and under.run is headers:
-            under.unhook()
-            upper.real = under.real
-            return
-        upper = under
 
 
 def lent(request: web.BaseRequest) -> tuple[Any, Any]:

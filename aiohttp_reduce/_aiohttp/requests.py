@@ -149,7 +149,7 @@ def has_own_attributes(request: web.BaseRequest) -> bool:
 def own_attributes(request: web.BaseRequest) -> dict[str, Any]:
     """The attributes that an application gave the request object; `ATTRS` (3.0) are aiohttp's."""
     attributes = vars(request)
-    # The hook is ours (`LentWriter`).
+    # The hook is ours (`hook_heads`).
     return {name: attributes[name] for name in attributes.keys() - type(request).ATTRS if name != "_prepare_hook"}
 
 

@@ -3,8 +3,8 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -13,126 +13,163 @@ from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time
 
 # A chunk that is larger is compressed in a thread, as `ZLibCompressor.compress` does (3.12).
 _MAX_SYNC_COMPRESSION: Final = 4096
-_PREPARE_HOOK: Final = "_prepare_hook"
+_HOOK: Final = "_prepare_hook"
+_WRITING: Final = ("write", "write_eof", "write_headers", "drain")
 
 
-class LentWriter:
-    """Stands in for a request's writer while its handler runs; tells when a response is prepared with it.
+class Heads(Protocol):
+    """Somebody who is told of the response that is prepared for a request, before the signals are sent."""
 
-    `StreamResponse._start` (3.0) takes `request._payload_writer`, works out the framing on it (`length`,
-    `enable_chunking`, `enable_compression`), awaits `request._prepare_hook(response)`, which sends the signals, and
-    then writes the head. With the first of these we put ourselves in the place of the hook: so it is found out
-    which response it is, before the signals, and nothing is done for a request whose handler prepares nothing
-    (m: making this object costs 0.15 us).
+    def prepares(self, response: web.StreamResponse) -> None:
+        """This response is being prepared: its headers are as they will be sent, but for what signals do to them."""
+        ...
 
-    `run` is whose handler it is: `run.prepares(response, writer)` is called there. `to` is where what is written goes
-    from then on, `coding` what compression was asked for, and `chunks` whether chunked coding was.
+
+def hook_heads(request: web.BaseRequest, heads: Heads) -> None:
+    """Tell `heads` of the next response that is prepared for the request, after those who asked before.
+
+    `StreamResponse._start` (3.0) works out framing, compression and headers and awaits `request._prepare_hook`, which
+    sends the signals, before it writes the head. `heads` is to stand in the place of that method itself, so it has to
+    be callable: see `tell_of_head`. `unhook_heads` takes it away again.
+    """
+    attributes = request.__dict__
+    if _HOOK in attributes:
+        heads = _Chain(request, attributes[_HOOK], heads)
+    attributes[_HOOK] = heads
+
+
+async def tell_of_head(request: web.BaseRequest, heads: Heads, response: web.StreamResponse) -> None:
+    """What is to be done where `heads` is called in the place of the request's own hook."""
+    del request.__dict__[_HOOK]
+    heads.prepares(response)
+    await request._prepare_hook(response)
+
+
+def unhook_heads(request: web.BaseRequest, heads: Heads) -> None:
+    """Take `heads` out again, if the request has not told it of a response."""
+    attributes = request.__dict__
+    hook = attributes.get(_HOOK)
+    if hook is heads:
+        del attributes[_HOOK]
+    elif hook is not None:
+        rest = hook.without(heads) if type(hook) is _Chain else hook
+        if rest is None:
+            del attributes[_HOOK]
+        else:
+            attributes[_HOOK] = rest
+
+
+class _Chain:
+    """Several who want to be told, those further out first: what they put into the writer has to be further down."""
+
+    __slots__ = ("_inner", "_outer", "_request")
+
+    def __init__(self, request: web.BaseRequest, outer: Heads, inner: Heads) -> None:
+        self._request = request
+        self._outer = outer
+        self._inner = inner
+
+    def __call__(self, response: web.StreamResponse) -> Awaitable[None]:
+        return tell_of_head(self._request, self, response)
+
+    def prepares(self, response: web.StreamResponse) -> None:
+        self._outer.prepares(response)
+        self._inner.prepares(response)
+
+    def without(self, heads: Heads) -> Any:
+        """What is left of the chain without this one."""
+        if self._inner is heads:
+            return self._outer
+        if self._outer is heads:
+            return self._inner
+        if type(self._outer) is _Chain:
+            self._outer = self._outer.without(heads)
+        return self
+
+
+class HeadMark:
+    """Calls a function with the response that is prepared, until `undo()`."""
+
+    __slots__ = ("_callback", "_request")
+
+    def __init__(self, request: web.BaseRequest, callback: Callable[[web.StreamResponse], None]) -> None:
+        self._request = request
+        self._callback = callback
+        hook_heads(request, self)
+
+    def __call__(self, response: web.StreamResponse) -> Awaitable[None]:
+        return tell_of_head(self._request, self, response)
+
+    def prepares(self, response: web.StreamResponse) -> None:
+        self._callback(response)
+
+    def undo(self) -> None:
+        """Do not call it any more."""
+        unhook_heads(self._request, self)
+
+
+def before_any_head(request: web.BaseRequest, callback: Callable[[], None]) -> None:
+    """Call `callback` before a head is written for this request, or for any clone of it."""
+    writer = request._payload_writer
+    write_headers = writer.write_headers
+
+    async def written(*args: Any, **kwargs: Any) -> None:
+        if writer.__dict__.get("write_headers") is written:
+            del writer.__dict__["write_headers"]
+        callback()
+        await write_headers(*args, **kwargs)
+
+    writer.__dict__["write_headers"] = written
+
+
+class Takeover:
+    """Puts others in the place of a writer's methods, and keeps the writer's own.
+
+    The writer is made anew for each request, and everything that is written to the client passes these four (public
+    methods of `AbstractStreamWriter`); the object stays what it is for whoever has it.
     """
 
-    to: Any = None
-    coding: tuple[str, int | None] | None = None
-    chunks = False
-    _begun = False
-    _hook_before: Any = None
-    run: Any
-    real: Any
+    __slots__ = ("_before", "drain", "write", "write_eof", "write_headers", "writer")
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return self.real.__class__
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+        self.write = writer.write
+        self.write_eof = writer.write_eof
+        self.write_headers = writer.write_headers
+        self.drain = writer.drain
+        self._before: dict[str, Any] = {}
 
-    @property
-    def length(self) -> int | None:
-        length: int | None = self.real.length
-        return length
+    def install(self, other: Any) -> None:
+        """From now on `other` gets what is written."""
+        attributes = self.writer.__dict__
+        self._before = {name: attributes.get(name) for name in _WRITING}
+        attributes.update({name: getattr(other, name) for name in _WRITING})
 
-    @length.setter
-    def length(self, length: int | None) -> None:
-        self._begin()
-        self.real.length = length
-
-    def enable_chunking(self) -> None:
-        self._begin()
-        self.chunks = True
-        self.real.enable_chunking()
-
-    def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None:
-        self._begin()
-        self.coding = (encoding, strategy)
-
-    async def write_headers(self, status_line: str, headers: Any) -> None:
-        if self.to is None:
-            # Prepared with a clone of the request: nobody can tell what the handler did to that.
-            self._begun = True
-            self.run.prepares(None, self)
-        await self.to.write_headers(status_line, headers)
-
-    def write(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.to or self.real).write(*args, **kwargs)
-
-    def write_eof(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.to or self.real).write_eof(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.to or self.real, name)
-
-    def straight_through(self) -> None:
-        """Let everything go to the request's own writer from now on."""
-        self.to = self.real
-        if self.coding is not None:
-            self.real.enable_compression(*self.coding)
-
-    def _begin(self) -> None:
-        if not self._begun:
-            self._begun = True
-            attributes = vars(self.run.request)
-            # Another door's, where this one stands inside of it or outside.
-            self._hook_before = attributes.get(_PREPARE_HOOK)
-            attributes[_PREPARE_HOOK] = self._prepare_hook
-
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        request = self.run.request
-        self.unhook()
-        self.run.prepares(response, self)
-        await request._prepare_hook(response)
-
-    def unhook(self) -> None:
-        """Take ourselves out of the hook's place, if we are there."""
-        attributes = vars(self.run.request)
-        if self._begun and attributes.get(_PREPARE_HOOK) == self._prepare_hook:
-            if self._hook_before is None:
-                del attributes[_PREPARE_HOOK]
+    def undo(self) -> None:
+        """The writer's own methods are back."""
+        before, self._before = self._before, {}
+        attributes = self.writer.__dict__
+        for name, method in before.items():
+            if method is None:
+                attributes.pop(name, None)
             else:
-                attributes[_PREPARE_HOOK] = self._hook_before
-            self._hook_before = None
+                attributes[name] = method
 
 
-def before_head(request: web.BaseRequest, callback: Callable[[web.StreamResponse], None]) -> Callable[[], None]:
-    """Call `callback` with the response that is prepared for this request, before signals see it.
+def take_compression(response: web.StreamResponse) -> tuple[str, int | None] | None:
+    """The coding and the strategy with which a prepared response's writer compresses, which it will not do any more.
 
-    Returns what takes that back.
+    `_compress` is the writer's compressor, `_compression_strategy` what it was made with (3.12).
     """
-    attributes = vars(request)
-    before = attributes.get(_PREPARE_HOOK)
-
-    async def hook(response: web.StreamResponse) -> None:
-        undo()
-        callback(response)
-        await request._prepare_hook(response)
-
-    def undo() -> None:
-        if attributes.get(_PREPARE_HOOK) is hook:
-            if before is None:
-                del attributes[_PREPARE_HOOK]
-            else:
-                attributes[_PREPARE_HOOK] = before
-
-    attributes[_PREPARE_HOOK] = hook
-    return undo
+    writer: Any = response._payload_writer
+    if writer._compress is None:
+        return None
+    writer._compress = None
+    return response.headers[hdrs.CONTENT_ENCODING], response._compression_strategy
 
 
 def undo_preparing(
-    response: web.StreamResponse, request: web.BaseRequest, lent: LentWriter, headers: Any, fields: dict[str, Any]
+    response: web.StreamResponse, request: web.BaseRequest, headers: Any, fields: dict[str, Any]
 ) -> None:
     """Take out of a copy of a response's headers and attributes what `_prepare_headers` (3.0) put in for one request.
 
@@ -142,9 +179,10 @@ def undo_preparing(
         del line
         cookies = headers.popall(hdrs.SET_COOKIE)
         headers.extend((hdrs.SET_COOKIE, cookie) for cookie in cookies[:-1])
-    if lent.chunks:
+    writer: Any = response._payload_writer
+    if writer.chunked:
         headers.popall(hdrs.TRANSFER_ENCODING, None)
-    if lent.coding is not None:
+    if writer._compress is not None:
         headers.popall(hdrs.CONTENT_ENCODING, None)
     if headers.get(hdrs.DATE) == rfc822_formatted_time():
         del headers[hdrs.DATE]

@@ -175,7 +175,7 @@ class Follower(Waiter[Outcome]):
         settings.tell("on_executing_for", request, self.route)
         settings.late.add(request.protocol)
         counters.late += 1
-        unmark = _aiohttp.before_head(request, self._mark_head)
+        mark = _aiohttp.HeadMark(request, self._mark_head)
         try:
             response = await self.handler(request) if run is None else await run.watched(self.handler)
         except BaseException as exception:
@@ -194,7 +194,7 @@ class Follower(Waiter[Outcome]):
                 settings.tell("on_result_for", request, self.route, response)
                 return response
         finally:
-            unmark()
+            mark.undo()
             settings.late.discard(request.protocol)
             counters.ended += 1
         return await self._given(elder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from .. import _aiohttp
+from ..async_reduce_core import PENDING
 from ..policy import Verdict
 from ..stats import Counters, Unshared
 from .leading import NO_KEY, Settings, key_of
@@ -63,17 +64,18 @@ class Landing:
         if flight.finish(generation, outcome, linger=linger) and linger:
             flight.table.last_call.begin(flight, outcome)
 
-    def begin(self, run: RecordedHeaders, response: web.StreamResponse | None, writer: _aiohttp.LentWriter) -> None:
+    def begin(self, run: RecordedHeaders, response: web.StreamResponse | None) -> None:
         """Land the run's flight with the head of a response that its handler is preparing, before any signal is sent.
 
         Never raises. `response` is None where it cannot be told what the handler prepares.
         """
-        if asyncio.current_task() is not run.task:
+        if run.is_over or asyncio.current_task() is not run.task:
             # Not the handler's: what an outer middleware sends that has given up waiting for it, for example. If it
             # is the handler's all the same, its end will show that.
-            writer.straight_through()
             return
         flight = run.flight or self._table.meet(run.target, run)
+        if flight.outcome is not PENDING:
+            return
         late = getattr(run, "late", None)
         generation = 0 if late is None else late.sends_now()
         outcome: Outcome
@@ -84,7 +86,7 @@ class Landing:
                 if _aiohttp.negotiates(response):
                     run.forget_one_look("accept-encoding")
                 notes = run.copied_notes()
-                outcome = self._captured(flight, run, response, raised=False, writer=writer)
+                outcome = self._captured(flight, run, response, raised=False, prepared=True)
                 run.notes = notes  # what `share` looked at is no matter of the handler's
             _aiohttp.note_looked_up(run)
             self._add_reads(outcome, run)
@@ -92,13 +94,19 @@ class Landing:
             outcome = _not_captured(run, response)
         self._announce(flight, outcome, run.route.counters)
         if isinstance(outcome, Stream) and outcome.settled().reason is None:
-            coding = None if writer.coding is None else outcome.coding(*writer.coding)
-            outcome.producer = writer.to = Producer(outcome, run.request, writer.real, coding, heads=0)
-            if self._open(flight, generation, outcome):
-                return
+            assert response is not None
+            coding = _aiohttp.take_compression(response)
+            producer = outcome.producer = Producer(
+                outcome,
+                run.request,
+                _aiohttp.writer_of(response),
+                None if coding is None else outcome.coding(*coding),
+                heads=0,
+            )
+            producer.take_over()
+            self._open(flight, generation, outcome)
         else:
             flight.finish(generation, outcome)
-        writer.straight_through()
 
     def _captured(
         self,
@@ -107,13 +115,13 @@ class Landing:
         response: Any,
         *,
         raised: bool,
-        writer: _aiohttp.LentWriter | None = None,
+        prepared: bool = False,
     ) -> Outcome:
         def stream(response: web.StreamResponse, **options: Any) -> Outcome:
-            if writer is None:
+            if not prepared:
                 return OneShot(run, response, limits=self._limits, settings=self._settings, **options)
             made = Stream(run, response, limits=self._limits, **options)
-            made.undo_preparing(response, writer)
+            made.undo_preparing(response)
             return made
 
         return captured(
@@ -123,7 +131,7 @@ class Landing:
             rules=self._settings.rules,
             has_key=self._settings.has_key and key_of(flight.key_value) != NO_KEY,
             stream=None if _aiohttp.cancels_handlers(run.request) else stream,
-            prepared=writer is not None,
+            prepared=prepared,
         )
 
     def _add_reads(self, outcome: Outcome, run: RecordedHeaders) -> None:
@@ -138,10 +146,10 @@ class Landing:
         if flight.passes and not outcome.for_nobody_else:
             flight.table.passes.delete(*flight.passes)
 
-    def _open(self, flight: "RequestFlight", generation: int, stream: Stream) -> bool:
-        """Land the flight with a stream that can be joined from now on, unless somebody else leads it by now."""
+    def _open(self, flight: "RequestFlight", generation: int, stream: Stream) -> None:
+        """Land the flight with a stream that can be joined from now on."""
         stream.open_with(flight, self._settings.clock())
-        return flight.finish(generation, stream, linger=True)
+        flight.finish(generation, stream, linger=True)
 
 
 def _not_captured(run: RecordedHeaders, response: Any) -> Outcome:

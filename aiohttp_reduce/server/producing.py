@@ -33,6 +33,7 @@ class Producer:
         self._stream = stream
         self._request = request
         self.real = real
+        self._own: Any = None if real is None else _aiohttp.Takeover(real)
         self._coding = coding
         self._heads = heads
         self.is_over = False
@@ -52,6 +53,10 @@ class Producer:
     def _is_alone(self) -> bool:
         return self._pump is None and self.real is not None
 
+    def take_over(self) -> None:
+        """Get all that is written to the request's writer, whoever has that."""
+        self._own.install(self)
+
     def share(self) -> None:
         """Somebody else reads now: let this request's connection hold nobody up any more."""
         if self._pump is None and self.real is not None and not self.is_over:
@@ -66,11 +71,11 @@ class Producer:
         self._heads += 1
         if self._heads > 1 and not self.is_over:
             self._stream.fail(RuntimeError("the handler began another response in the midst of this one"))
-        await self.real.write_headers(status_line, headers)
+        await self._own.write_headers(status_line, headers)
 
     async def write(self, chunk: Any, *, drain: bool = True, LIMIT: int = _LIMIT) -> None:
         if self.is_over or not self._heads:
-            await self.real.write(chunk, drain=drain, LIMIT=LIMIT)
+            await self._own.write(chunk, drain=drain, LIMIT=LIMIT)
             return
         data = chunk if type(chunk) is bytes else bytes(chunk)
         if self._is_alone:
@@ -80,7 +85,8 @@ class Producer:
 
     async def write_eof(self, chunk: Any = b"") -> None:
         if self.is_over:
-            await self.real.write_eof(self.tail + bytes(chunk))
+            self.release()
+            await self._own.write_eof(self.tail + bytes(chunk))
             return
         self._stream.eof = True
         data = chunk if type(chunk) is bytes else bytes(chunk)
@@ -88,23 +94,24 @@ class Producer:
             if data:
                 data = await self._keep(data)
             if self._pump is not None:  # since then
-                await self.real.write(data)
+                await self._own.write(data)
             else:
                 self._stream.finish()
                 if self._coding is not None:
                     data += self._coding.last()
                 self.is_over = True
-                await self.real.write_eof(data)
+                self.release()
+                await self._own.write_eof(data)
                 return
         elif data:
             await self._write_shared(data)
         await self.end()
         if self.real is not None:
-            await self.real.write_eof()
+            await self._own.write_eof()
 
     async def drain(self) -> None:
         if self.is_over:
-            await self.real.drain()
+            await self._own.drain()
         elif self._is_alone:
             await self._drain()
 
@@ -121,6 +128,13 @@ class Producer:
         elif not self.is_over and self._coding is not None:
             self.tail = self._coding.last()
         self.is_over = True
+        if not self.tail:
+            self.release()
+
+    def release(self) -> None:
+        """What is written to the request's writer is no matter of ours any more."""
+        if self._own is not None:
+            self._own.undo()
 
     def stop(self) -> None:
         """The handler has ended: nothing more comes from it."""
@@ -129,13 +143,14 @@ class Producer:
             self._pump.cancel()
         if self._reader is not None:
             self._reader.leave()
+        self.release()
 
     async def _write_alone(self, data: bytes, drain: bool, limit: int) -> None:
         if data:
             data = await self._keep(data)
             if not data:
                 return
-        await self.real.write(data, drain=False)
+        await self._own.write(data, drain=False)
         if drain and self.real.buffer_size > limit:
             self.real.buffer_size = 0
             await self._drain()
@@ -170,6 +185,13 @@ class Producer:
             self._drained = None
             waiter.remove_done_callback(done)
 
+    async def _write_own(self, data: Any) -> None:
+        # As the writer's own `write` does; its `drain` is ours now.
+        await self._own.write(data, drain=False)
+        if self.real.buffer_size > _LIMIT:
+            self.real.buffer_size = 0
+            await self._own.drain()
+
     async def _write_shared(self, data: bytes) -> None:
         broadcast = self._stream.broadcast
         self._stream.look_again()
@@ -182,13 +204,13 @@ class Producer:
     async def _write_to_nobody(self, data: bytes) -> None:
         """Fail as aiohttp does where a handler writes to a client that is gone."""
         if self.real is not None and self._pump_error is not None:
-            await self.real.write(data)
+            await self._own.write(data)
         raise ClientConnectionResetError("Cannot write to closing transport")
 
     async def _serve(self, reader: Reader) -> None:
         try:
-            await self.real.drain()
-            await reader.send(self.real)
+            await self._own.drain()
+            await reader.send(self.real, self._write_own)
         except Exception as exception:
             self._pump_error = exception
         finally:

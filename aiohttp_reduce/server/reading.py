@@ -1,6 +1,7 @@
 """Reading a shared stream: one reader for each request that is given it, the first one's included."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -63,8 +64,12 @@ class Reader:
         """Take this form of all chunks."""
         self._coding = coding
 
-    async def send(self, writer: AbstractStreamWriter) -> None:
-        """Write all that comes. Raises what the writer does, and what `failure` gives for a stream that broke."""
+    async def send(self, writer: AbstractStreamWriter, write: Callable[[Any], Awaitable[None]] | None = None) -> None:
+        """Write all that comes to the writer, with `write` where that is not the writer's method.
+
+        Raises what writing does, and what `failure` gives for a stream that broke.
+        """
+        write = write or writer.write
         self._ends_with_connection = not (writer.chunked or writer.length is not None)  # type: ignore[attr-defined]
         self._is_sending = True
         consumer, coding = self.consumer, self._coding
@@ -74,15 +79,15 @@ class Reader:
                 if chunk is not None:
                     data = chunk.data if coding is None else await coding.of(chunk)
                     if len(data) <= _PIECE:
-                        await writer.write(data)
+                        await write(data)
                     else:
                         view = memoryview(data)
                         for start in range(0, len(data), _PIECE):
-                            await writer.write(view[start : start + _PIECE])
+                            await write(view[start : start + _PIECE])
                     consumer.has_read(chunk.end)
                 elif consumer.at_end:
                     if coding is not None:
-                        await writer.write(coding.last())
+                        await write(coding.last())
                     return
                 elif self._why is not None or consumer.exception is not None:
                     raise self.failure()

@@ -4,7 +4,7 @@
 middleware inside us) runs. They only note; what is compared, and with whom, is decided at its end by `Reads`.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Hashable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -70,6 +70,11 @@ class RecordedHeaders:
     def __class__(self) -> Any:
         return CIMultiDictProxy
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the handler has ended."""
+        return self.looked_up < 0
+
     def taking_notes(self) -> Notes:
         """The notes, begun if there are none."""
         notes = self.notes
@@ -77,9 +82,13 @@ class RecordedHeaders:
             notes = self.notes = Notes()
         return notes
 
-    def prepares(self, response: web.StreamResponse | None, writer: Any) -> None:
-        """The handler prepares a response, to write to it (`_aiohttp.LentWriter`)."""
-        self.landing.begin(self, response, writer)
+    def prepares(self, response: web.StreamResponse | None) -> None:
+        """A response is being prepared for this request. (`_aiohttp.Heads`)"""
+        self.landing.begin(self, response)
+
+    def __call__(self, response: web.StreamResponse) -> Awaitable[None]:
+        # In the place of the request's own hook. (m: an object of its own for that would cost each request 0.2 us.)
+        return _aiohttp.tell_of_head(self.request, self, response)
 
     def note(self, name: object) -> None:
         """Note that a header, `EVERYTHING` or `REMOTE` was looked at."""
@@ -203,6 +212,9 @@ class RecordedState(MutableMapping[Hashable, Any]):
         self.headers.note(EVERYTHING)
         self.headers.note(REMOTE)
         self._note_all()
+        # Nor what is prepared with the clone.
+        run = self.headers
+        _aiohttp.before_any_head(run.request, lambda: run.prepares(None))
         plain: dict[Hashable, Any] = self.under.copy()
         return plain
 

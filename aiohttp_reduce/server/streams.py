@@ -83,9 +83,9 @@ class Stream(Answer):
         # How many things the handler had looked at when that was last compared.
         self._noted = 0
 
-    def undo_preparing(self, response: web.StreamResponse, writer: _aiohttp.LentWriter) -> None:
+    def undo_preparing(self, response: web.StreamResponse) -> None:
         """Leave to each follower's own answer what aiohttp has done to this one while it was prepared."""
-        _aiohttp.undo_preparing(response, self.leader, writer, self._headers, self._fields)
+        _aiohttp.undo_preparing(response, self.leader, self._headers, self._fields)
 
     # Joining.
 
