@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,18 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from examples import basic, core_only, demo, demo_app, gateway, genuine_session, per_user_key, stats_behind_auth
-from tests.harness import PATIENCE, Gate, eventually
+from examples import (
+    basic,
+    core_only,
+    demo,
+    demo_app,
+    export,
+    gateway,
+    genuine_session,
+    per_user_key,
+    stats_behind_auth,
+)
+from tests.harness import PATIENCE, Gate, Start, eventually
 from tests.upstream import Exchange, StartUpstream
 
 Client = TestClient[web.Request, web.Application]
@@ -52,6 +62,28 @@ async def test_basic_runs_the_handler_once_for_a_herd(
     assert await herd == ['["run 1"]'] * 10
     stats = await (await client.get("/_reduce/stats")).json()
     assert (stats["total"], stats["executed"], stats["reduced"]) == (10, 1, 9)
+
+
+async def test_export_is_made_once_for_whoever_asks_while_it_flows(
+    serve: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+
+    async def rows() -> AsyncIterator[bytes]:
+        yield b"0,row\n"
+        await gate.wait()
+        yield b"1,row\n"
+
+    monkeypatch.setattr(export, "rows", rows)
+    app = export.make_app()
+    server = await serve(app)
+    everybody = [await server.send("/export.csv")]
+    await gate.entered()
+    everybody += [await server.send("/export.csv") for _ in range(4)]
+    await eventually(lambda: figures(app)["reduced"] == 4)
+    gate.open()
+    assert [(await one.receive()).text for one in everybody] == ["0,row\n1,row\n"] * 5
+    assert gate.runs == 1
 
 
 async def test_per_user_key_shares_between_the_devices_of_one_user_only(

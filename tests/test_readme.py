@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from aiohttp_reduce import ReducingClientSession, reduce_client_middleware, reduce_middleware
 from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
-from tests.harness import Gate, Start
+from tests.harness import Gate, Start, app_with, eventually
 from tests.upstream import Exchange, StartUpstream, bodies, waiting
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -47,6 +48,22 @@ async def test_all_python_blocks_run(capsys: Any) -> None:
     await names["main"]()
     assert capsys.readouterr().out == "['value of a', 'value of a']\nvalue of b\n"
     assert await asyncio.gather(names["cached_by_nobody"]("c"), names["cached_by_nobody"]("c")) == ["value of c"] * 2
+
+
+@pytest.mark.parametrize("name", ["export", "export_too"])
+async def test_the_streams_run_once(serve: Start, name: str) -> None:
+    async def rows() -> AsyncIterator[bytes]:
+        await eventually(lambda: bool(server.figure("total") == 5))
+        for number in range(3):
+            yield b"%d\n" % number
+
+    middleware = reduce_middleware()
+    names = everything()
+    names["rows"] = rows
+    server = await serve(app_with(names[name], middleware, path="/export"), middleware=middleware)
+    replies = await server.herd(5, "/export")
+    assert {(reply.text, reply.headers["Content-Type"]) for reply in replies} == {("0\n1\n2\n", "text/csv")}
+    assert server.figure("executed") == 1
 
 
 def test_the_tables_of_the_readme_are_the_defaults() -> None:
