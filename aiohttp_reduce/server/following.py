@@ -121,6 +121,7 @@ class Follower(Waiter[Outcome]):
             return _REFUSED
         if outcome.is_stream:
             outcome.attach(self)
+            made = outcome.seated(made, self)
         counters.reduced += 1
         if outcome.reads is not None:
             outcome.reads.pass_on(self.request)

@@ -48,9 +48,7 @@ class OneShot(Stream):
         """Put ourselves in the place of the body in the handler's own response."""
         body = SharedBody(self, self._body, self.leader, None)
         self._own = weakref.ref(body)
-        _aiohttp.put_body(response, body)
-        if response.compression:
-            _aiohttp.take_coding(response, body.negotiated)
+        self._put_body(response, body)
 
     def share(self) -> None:
         if self.producer is not None:
@@ -58,15 +56,19 @@ class OneShot(Stream):
         elif self._own is not None and (body := self._own()) is not None:
             body.needs_seat()
 
-    async def deliver(self, response: web.StreamResponse, asker: Asker) -> web.StreamResponse:
+    def seated(self, made: Any, asker: Asker) -> Any:
         reader, asker.seat = asker.seat, None
-        assert reader is not None
-        assert isinstance(response, web.Response)
-        body = SharedBody(self, self._body, asker.request, reader)
+        self._put_body(made, SharedBody(self, self._body, asker.request, reader))
+        return made
+
+    async def deliver(self, made: Any, asker: Asker) -> web.StreamResponse:
+        response: web.StreamResponse = made
+        return response
+
+    def _put_body(self, response: web.Response, body: "SharedBody") -> None:
         _aiohttp.put_body(response, body)
         if response.compression:
             _aiohttp.take_coding(response, body.negotiated)
-        return response
 
     async def write_alone(self, writer: AbstractStreamWriter, coding: tuple[str, int | None] | None) -> None:
         """Read the body in the first requester's own task, for it and for whoever joins."""

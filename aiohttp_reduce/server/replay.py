@@ -120,6 +120,10 @@ class Outcome:
         """Of a stream: see `Stream`."""
         raise NotImplementedError
 
+    def seated(self, made: Any, asker: Asker) -> Any:
+        """Of a stream: see `Stream`."""
+        raise NotImplementedError
+
     async def deliver(self, made: Any, asker: Asker) -> web.StreamResponse:
         """Of a stream: see `Stream`."""
         raise NotImplementedError
@@ -303,15 +307,11 @@ def captured(
     """
     if not isinstance(response, web.StreamResponse):
         return Returned(leader, response)
-    if prepared:
-        reason = _cannot_be_streamed(response)
-    else:
-        reason = _cannot_be_replayed(response)
-        if reason is Unshared.ONE_SHOT_BODY and _aiohttp.has_no_body(leader, response):
-            reason = stream = None
-        elif reason is None:
-            stream = None
-        elif reason is Unshared.ONE_SHOT_BODY and stream is not None:
+    reason = _cannot_be_streamed(response) if prepared else _cannot_be_replayed(response)
+    flows = prepared
+    if reason is Unshared.ONE_SHOT_BODY:
+        flows = not _aiohttp.has_no_body(leader, response)
+        if not flows or stream is not None:
             reason = None
     if reason is not None:
         return Outcome(leader, Verdict(reason))
@@ -322,7 +322,8 @@ def captured(
         return Outcome(leader, Verdict(Unshared.SHARE))
     if said is None and _aiohttp.sets_cookies(response):
         return Outcome(leader, Verdict(Unshared.SET_COOKIE))
-    if stream is not None:
+    if flows:
+        assert stream is not None
         return stream(response, raised=raised, rules=rules, share=said, has_key=has_key)
     return Answer(leader, response, raised=raised, rules=rules, share=said, has_key=has_key)
 

@@ -163,7 +163,9 @@ class Stream(Answer):
             self.close()
         for reader, asker in list(self.members.items()):
             refusal = reads.refuses(self.leader, asker.request, asker.mapping)
-            if refusal is not None:
+            if refusal is None:
+                reads.pass_on(asker.request)
+            else:
                 self.members.pop(reader)
                 asker.turned_away(self, *refusal)
                 said = ": ".join([part for part in refusal if part])
@@ -201,6 +203,10 @@ class Stream(Answer):
         assert self.producer is not None
         self.fail(exception)
         self.producer.stop()
+
+    def seated(self, made: Any, asker: Asker) -> Any:
+        """A follower that has its seat goes on with this in place of what `make` gave it."""
+        return made
 
     async def deliver(self, response: web.StreamResponse, asker: Asker) -> web.StreamResponse:
         """Send a follower its own answer as its handler would have: prepared, written, and ended if that ended it."""
