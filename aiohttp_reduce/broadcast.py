@@ -8,7 +8,8 @@ where the answer is no.
 A consumer takes chunks, and says how far it has read of what it took: only that counts. One that has read all that
 there is *starves*, until there is more. While the producer is blocked, somebody starves and somebody else does not,
 a clock runs; once it has run for `stall_timeout` seconds in all, those who are the furthest behind are cut off: any
-number of slow consumers share that one time.
+number of slow consumers share that one time. In a group of equals each is the furthest behind at some moment: the
+time that what was read meanwhile takes at a fair pace does not count.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ CHUNK_OVERHEAD: Final = 128
 # Where it is not its own limit that blocks a producer but the one for all broadcasts, everybody reads chunk by
 # chunk, and each is the slowest at some moment: nobody is cut off before so many seconds at a stretch.
 _GRACE: Final = 0.1
+# The pace (bytes a second) of a reader that nobody calls slow.
+_PACE: Final[float] = 2 * 2**20
 # How often it is looked whether the first one reads, before it is cut off.
 _LOOKS: Final = 4
 
@@ -71,8 +74,8 @@ class Broadcast:
 
     __slots__ = (
         "_budget", "_consumers", "_dropped", "_first", "_first_timeout", "_first_timer", "_held", "_log",
-        "_max_buffer", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_since", "_starving",
-        "_total", "_waiting", "ended", "exception", "is_open", "loop", "on_close", "on_desert",
+        "_max_buffer", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_at", "_stalled_since",
+        "_starving", "_total", "_waiting", "ended", "exception", "is_open", "loop", "on_close", "on_desert",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +110,9 @@ class Broadcast:
         self._room: asyncio.Future[None] | None = None
         self._size = 0
         self._stall_left = stall_timeout
+        # Since when the clock runs, and where the log began then.
         self._stalled_since: float | None = None
+        self._stalled_at = 0
         self._stall_timer: asyncio.TimerHandle | None = None
         # The one who is given less time, something that changes when it reads, and the timer.
         self._first: Consumer | None = None
@@ -176,10 +181,12 @@ class Broadcast:
         if chunk.forms is None:
             chunk.forms = {}
         chunk.forms[name] = form
-        if chunk._unread or self.is_open:
+        if self._log and chunk.end >= self._log[0].end:
             chunk._cost += len(form)
             self._held += len(form)
             self._budget.used += len(form)
+            if self._held > self._max_buffer or self._budget.used > self._budget.limit:
+                self.close()
 
     def finish(self, *, linger: bool = False) -> None:
         """The stream is complete. With `linger` it can still be joined, until `close`."""
@@ -313,6 +320,11 @@ class Broadcast:
             if self._room is not None and self._fits(self._size):
                 self._wake_producer()
 
+    @property
+    def _begin(self) -> int:
+        """The offset at which the log begins."""
+        return self._log[0].end - len(self._log[0].data) if self._log else self._total
+
     def _drop_all(self) -> None:
         self._budget.used -= self._held
         self._held = 0
@@ -332,10 +344,10 @@ class Broadcast:
     def _watch_for_stall(self) -> None:
         if self._stall_timer is not None or not self._starving or self._starving == len(self._consumers):
             return
-        self._stalled_since = self.loop.time()
+        self._stalled_since, self._stalled_at = self.loop.time(), self._begin
         own = self._held + self._size + CHUNK_OVERHEAD > self._max_buffer
         delay = self._stall_left if own else max(self._stall_left, _GRACE)
-        self._stall_timer = self.loop.call_later(delay, self._cut_off)
+        self._stall_timer = self.loop.call_later(delay + self._log[0]._cost / _PACE, self._cut_off)
         if self._first is not None:
             self._time_first(0)
 
@@ -370,7 +382,8 @@ class Broadcast:
             self._stall_timer.cancel()
             self._stall_timer = None
         if self._stalled_since is not None:
-            self._stall_left = max(0.0, self._stall_left - (self.loop.time() - self._stalled_since))
+            stalled = self.loop.time() - self._stalled_since - (self._begin - self._stalled_at) / _PACE
+            self._stall_left = max(0.0, self._stall_left - max(0.0, stalled))
             self._stalled_since = None
 
     def _cut_off(self) -> None:
@@ -416,6 +429,22 @@ class Consumer:
         if self.exception is not None or self.at_end:
             return None
         return self._broadcast._take(self)
+
+    def take_some(self, size: int) -> list[Chunk]:
+        """The next chunks: as many as there are and together hold no more bytes than `size`, but one at least."""
+        first = self.take()
+        if first is None:
+            return []
+        chunks = [first]
+        end = first.end - len(first.data) + size
+        if first.end < end:
+            broadcast = self._broadcast
+            log, index = broadcast._log, self._taken - broadcast._dropped
+            while index < len(log) and log[index].end <= end:
+                chunks.append(log[index])
+                index += 1
+            self._taken = index + broadcast._dropped
+        return chunks
 
     def has_read(self, offset: int) -> None:
         """The bytes before this offset are read; only then are they dropped for the sake of this consumer."""

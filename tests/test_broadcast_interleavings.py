@@ -6,6 +6,7 @@
 import asyncio
 import math
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,17 @@ from aiohttp_reduce import broadcast as module
 from aiohttp_reduce.broadcast import CHUNK_OVERHEAD, Budget, Consumer, StalledError
 from tests.broadcasting import SIZE, opened, settled, timers
 from tests.virtual import VirtualLoop, run_virtually
+
+# All time counts, however much was read in it.
+PACE = math.inf
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PACE", PACE)
+        yield
+
 
 # -- any interleaving
 
@@ -345,5 +357,6 @@ def test_any_interleaving_keeps_its_bounds_and_gives_everybody_all(kind: str) ->
 
 
 if __name__ == "__main__":
+    module._PACE = PACE  # type: ignore[misc]
     for play_of in PLAYS:
         interleave(play_of, int(sys.argv[1]), derandomize=False)

@@ -1,12 +1,24 @@
 """Whom the broadcast cuts off, and when: the time for which readers may hold others up. Time is virtual."""
 
 import asyncio
+import math
+from collections.abc import Iterator
 
 import pytest
 
+from aiohttp_reduce import broadcast as module
 from aiohttp_reduce.broadcast import Budget
 from tests.broadcasting import SIZE, Reader, in_virtual_time, opened, pieces, produce, settled, timers
 from tests.virtual import VirtualLoop
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock() -> Iterator[None]:
+    """All time counts, however much was read in it; there is a test of its own for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PACE", math.inf)
+        yield
+
 
 # -- who is cut off
 
@@ -389,3 +401,18 @@ async def test_a_starving_reader_goes_on_in_time_also_if_others_gave_the_budget_
     finally:
         stuck.consumer.leave()
         await asyncio.gather(producing, reading)
+
+
+@in_virtual_time
+async def test_readers_of_a_fair_pace_are_not_cut_off_whoever_of_them_is_the_last_at_a_moment(
+    loop: VirtualLoop,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PACE", 100 * SIZE)
+        stream = pieces(200)
+        for pause, is_fair in ((0.009, True), (0.02, False)):
+            broadcast = opened(loop, max_buffer=3_000, stall_timeout=0.05)
+            fast, slow = Reader(broadcast), Reader(broadcast)
+            await asyncio.gather(produce(broadcast, stream), fast.read_on(), slow.read_on(pause=pause))
+            assert fast.data == stream
+            assert slow.is_cut_off is not is_fair
