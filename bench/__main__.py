@@ -1,4 +1,4 @@
-"""Measure server, client and core against their peers: `python -m bench [--quick] [--only server|client|core]`.
+"""Measure server, client, core and streams against their peers: `python -m bench [--quick] [--only PART]`.
 
 Or `make bench [QUICK=1] [ONLY=client]`. Prints one table. Servers run on one core (uvloop, loopback only), load comes
 from another; where it is the client that is measured, it is the load. What counts are the ratios, each the median over
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from . import client, serving
+from . import client, serving, streams
 from .core import WORKS, core_row
 from .processes import LOAD_CORE, SERVER_CORE
 from .report import Row, header
@@ -30,7 +30,7 @@ class Plan:
     """How many rounds each row gets, and after how many seconds the run is stopped whatever is left.
 
     `distinct` rounds are for each of `instances` processes, `client_distinct` and `client_herds` for each of
-    `client_instances`.
+    `client_instances`, `streams` for each of `stream_instances`, and `lone_streams` for each of twice as many.
     """
 
     instances: int
@@ -44,6 +44,11 @@ class Plan:
     client_herds: int
     client_memory: int
     core: int
+    stream_memory: int
+    trickled: int
+    stream_instances: int
+    streams: int
+    lone_streams: int
     limit: int
 
 
@@ -59,7 +64,12 @@ FULL = Plan(
     client_herds=25,
     client_memory=3,
     core=21,
-    limit=440,
+    stream_memory=3,
+    trickled=5,
+    stream_instances=2,
+    streams=6,
+    lone_streams=15,
+    limit=760,
 )
 QUICK = Plan(
     instances=2,
@@ -73,7 +83,12 @@ QUICK = Plan(
     client_herds=6,
     client_memory=1,
     core=7,
-    limit=58,
+    stream_memory=1,
+    trickled=2,
+    stream_instances=1,
+    streams=2,
+    lone_streams=8,
+    limit=150,
 )
 
 
@@ -106,7 +121,25 @@ def core_rows(plan: Plan) -> Iterator[Row]:
         yield from guarded(what, lambda: [core_row(what, work, plan.core)])  # noqa: B023 - called at once
 
 
-PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {"server": server_rows, "client": client_rows, "core": core_rows}
+def stream_rows(plan: Plan) -> Iterator[Row]:
+    """Streamed answers: their memory, and their speed against an application without us."""
+    for what, work in streams.MEMORY.items():
+        yield from guarded(what, lambda: [work(plan.stream_memory)])  # noqa: B023 - called at once
+    yield from guarded(streams.TRICKLED, lambda: [streams.trickled(plan.trickled)])
+    for pace, instances, rounds in (
+        (streams.SHARED, plan.stream_instances, plan.streams),
+        (streams.SHARED_SMALL, plan.stream_instances, plan.streams),
+        (streams.LONE, 2 * plan.stream_instances, plan.lone_streams),
+    ):
+        yield from guarded(pace.what, lambda: pace.rows(instances, rounds))  # noqa: B023 - called at once
+
+
+PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    "server": server_rows,
+    "client": client_rows,
+    "core": core_rows,
+    "streams": stream_rows,
+}
 
 
 def guarded(what: str, measured: Callable[[], Iterable[Row]]) -> Iterator[Row]:
@@ -184,7 +217,7 @@ def _commit() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute, and less sure")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: about two minutes, and less sure")
     parser.add_argument("--only", choices=PARTS, help="the rows of one part")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any, Final
 
 import uvloop
@@ -20,6 +19,7 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientSess
 
 from aiohttp_reduce import ReducingClientSession
 
+from .memory import reset_peak, resident
 from .upstream import BODY
 
 MIB: Final = 2**20
@@ -125,20 +125,6 @@ async def _requests_at(session: ClientSession, port: int) -> int:
 
 
 # Memory.
-
-
-def resident(peak: bool = False) -> int:
-    """The bytes of this process that are in memory now, or were at most since `reset_peak`."""
-    name = "VmHWM:" if peak else "VmRSS:"
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {name} in /proc/self/status")
-
-
-def reset_peak() -> None:
-    """Count the peak from now on (proc_pid_clear_refs(5))."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 async def streamed(port: int) -> int:

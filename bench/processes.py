@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +80,13 @@ def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
 
 
 @contextmanager
-def app(mode: str) -> Iterator[Server]:
-    """The application of `bench.apps` in one of its modes, on uvloop."""
+def running_module(name: str, module: str, mode: str) -> Iterator[Server]:
+    """A module of ours that serves: `python -m MODULE MODE PORT`."""
     port = free_port()
-    with running(mode, [sys.executable, "-m", "bench.apps", mode, str(port)], port) as server:
+    with running(name, [sys.executable, "-m", module, mode, str(port)], port) as server:
         yield server
+
+
+def app(mode: str) -> AbstractContextManager[Server]:
+    """The application of `bench.apps` in one of its modes, on uvloop."""
+    return running_module(mode, "bench.apps", mode)

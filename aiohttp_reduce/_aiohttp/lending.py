@@ -35,6 +35,8 @@ _KEPT: Final = {
     "if_unmodified_since": "if-unmodified-since",
 }
 
+_LOOKED_UP: Final = frozenset([*_SAYS, *_KEPT])
+
 
 def kept_names(in_identity: Callable[[str], bool]) -> frozenset[str]:
     """The properties that `lend` has to make a request look up anew, given which headers are in the identity."""
@@ -120,6 +122,23 @@ def note_looked_up(headers: Any) -> None:
     if len(cache) != headers.looked_up != _NOT_LENT:
         for name in _SAYS.keys() & cache.keys():
             headers.note(_SAYS[name])
+
+
+def look_aside(headers: Any) -> dict[str, Any]:
+    """Let what is looked up from now on be no matter of the handler's; what it had looked up, for `look_back`."""
+    note_looked_up(headers)
+    cache = headers.request._cache
+    return {name: cache.pop(name) for name in _LOOKED_UP & cache.keys()}
+
+
+def look_back(headers: Any, looked_up: dict[str, Any]) -> None:
+    """What is looked up from now on is the handler's matter again."""
+    cache = headers.request._cache
+    for name in _LOOKED_UP & cache.keys():
+        del cache[name]
+    cache.update(looked_up)
+    if headers.looked_up != _NOT_LENT:
+        headers.looked_up = len(cache)
 
 
 def _unlink(request: web.BaseRequest, headers: Any) -> None:

@@ -1,20 +1,27 @@
 """The writer of a request: what stands in for it while a handler runs, and what we ask of it beyond what is public."""
 
 import asyncio
+import copy
 import socket
 import struct
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.compression_utils import ZLibCompressor
 from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time
+from aiohttp.http_writer import StreamWriter
+from aiohttp.web_protocol import RequestHandler
 
 # A chunk that is larger is compressed in a thread, as `ZLibCompressor.compress` does (3.12).
 _MAX_SYNC_COMPRESSION: Final = 4096
+# As they stand in a Content-Encoding that aiohttp has negotiated.
+_CODINGS: Final = frozenset(coding.value for coding in web.ContentCoding)
 _HOOK: Final = "_prepare_hook"
-_WRITING: Final = ("write", "write_eof", "write_headers", "drain")
+_WRITING: Final = ("write", "write_eof", "write_headers", "send_headers", "drain")
 
 
 class Heads(Protocol):
@@ -22,6 +29,14 @@ class Heads(Protocol):
 
     def prepares(self, response: web.StreamResponse) -> None:
         """This response is being prepared: its headers are as they will be sent, but for what signals do to them."""
+        ...
+
+    def signals_begin(self, response: web.StreamResponse) -> Any:
+        """All were told, the signals are sent now. What it returns is given to `signals_end`."""
+        ...
+
+    def signals_end(self, before: Any) -> None:
+        """The signals were sent."""
         ...
 
 
@@ -42,7 +57,11 @@ async def tell_of_head(request: web.BaseRequest, heads: Heads, response: web.Str
     """What is to be done where `heads` is called in the place of the request's own hook."""
     del request.__dict__[_HOOK]
     heads.prepares(response)
-    await request._prepare_hook(response)
+    before = heads.signals_begin(response)
+    try:
+        await request._prepare_hook(response)
+    finally:
+        heads.signals_end(before)
 
 
 def unhook_heads(request: web.BaseRequest, heads: Heads) -> None:
@@ -76,6 +95,14 @@ class _Chain:
         self._outer.prepares(response)
         self._inner.prepares(response)
 
+    def signals_begin(self, response: web.StreamResponse) -> Any:
+        return self._outer.signals_begin(response), self._inner.signals_begin(response)
+
+    def signals_end(self, before: Any) -> None:
+        outer, inner = before
+        self._inner.signals_end(inner)
+        self._outer.signals_end(outer)
+
     def without(self, heads: Heads) -> Any:
         """What is left of the chain without this one."""
         if self._inner is heads:
@@ -101,7 +128,13 @@ class HeadMark:
         return tell_of_head(self._request, self, response)
 
     def prepares(self, response: web.StreamResponse) -> None:
-        self._callback(response)
+        pass
+
+    def signals_begin(self, response: web.StreamResponse) -> Any:
+        self._callback(response)  # once what others are to have of it was taken
+
+    def signals_end(self, before: Any) -> None:
+        pass
 
     def undo(self) -> None:
         """Do not call it any more."""
@@ -125,17 +158,18 @@ def before_any_head(request: web.BaseRequest, callback: Callable[[], None]) -> N
 class Takeover:
     """Puts others in the place of a writer's methods, and keeps the writer's own.
 
-    The writer is made anew for each request, and everything that is written to the client passes these four (public
+    The writer is made anew for each request, and everything that is written to the client passes these five (public
     methods of `AbstractStreamWriter`); the object stays what it is for whoever has it.
     """
 
-    __slots__ = ("_before", "drain", "write", "write_eof", "write_headers", "writer")
+    __slots__ = ("_before", "drain", "send_headers", "write", "write_eof", "write_headers", "writer")
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
         self.write = writer.write
         self.write_eof = writer.write_eof
         self.write_headers = writer.write_headers
+        self.send_headers = writer.send_headers
         self.drain = writer.drain
         self._before: dict[str, Any] = {}
 
@@ -156,16 +190,27 @@ class Takeover:
                 attributes[name] = method
 
 
-def take_compression(response: web.StreamResponse) -> tuple[str, int | None] | None:
-    """The coding and the strategy with which a prepared response's writer compresses, which it will not do any more.
+def take_compression(response: web.StreamResponse) -> "tuple[str, int | None, Compressor] | None":
+    """The coding, the strategy and the compressor of a prepared response's writer, which does not compress any more.
 
     `_compress` is the writer's compressor, `_compression_strategy` what it was made with (3.12).
     """
     writer: Any = response._payload_writer
-    if writer._compress is None:
+    compressor = None if writer._compress is None else Compressor(writer._compress)
+    if compressor is None or not compressor.can_be_copied:
         return None
     writer._compress = None
-    return response.headers[hdrs.CONTENT_ENCODING], response._compression_strategy
+    return response.headers[hdrs.CONTENT_ENCODING], response._compression_strategy, compressor
+
+
+def is_writer(writer: Any) -> bool:
+    """Whether this is a writer as a server's requests have them, and not something that somebody collects a body in."""
+    return isinstance(writer, StreamWriter)
+
+
+def is_delimited(writer: Any) -> bool:
+    """Whether the end of a body is told otherwise than by that of the connection (RFC 9112, 6.3)."""
+    return bool(getattr(writer, "chunked", False) or getattr(writer, "length", None) is not None)
 
 
 def undo_preparing(
@@ -182,7 +227,7 @@ def undo_preparing(
     writer: Any = response._payload_writer
     if writer.chunked:
         headers.popall(hdrs.TRANSFER_ENCODING, None)
-    if writer._compress is not None:
+    if response.compression and headers.get(hdrs.CONTENT_ENCODING) in _CODINGS:
         headers.popall(hdrs.CONTENT_ENCODING, None)
     if headers.get(hdrs.DATE) == rfc822_formatted_time():
         del headers[hdrs.DATE]
@@ -191,7 +236,11 @@ def undo_preparing(
         del headers[hdrs.CONNECTION]
     if bool(keeps_alive) == bool(request.keep_alive):
         fields.pop("_keep_alive", None)
-    # Looked up by aiohttp, and not by the handler.
+    forget_keep_alive(request)
+
+
+def forget_keep_alive(request: web.BaseRequest) -> None:
+    """Forget that `request.keep_alive` was looked up (`_cache`, 3.0), as aiohttp does to prepare a response."""
     request._cache.pop("keep_alive", None)
 
 
@@ -208,12 +257,16 @@ def negotiates(response: web.StreamResponse) -> bool:
 def take_coding(response: web.StreamResponse, callback: Callable[[str, int | None], None]) -> None:
     """Let a response negotiate its coding and say so in its headers, but leave the compressing to others."""
 
+    reference = weakref.ref(response)
+
     async def start_compression(coding: web.ContentCoding) -> None:
-        response.__dict__.pop("_do_start_compression", None)
+        this = reference()
+        assert this is not None
+        this.__dict__.pop("_do_start_compression", None)
         if coding is not web.ContentCoding.identity:
-            response.headers[hdrs.CONTENT_ENCODING] = coding.value
-            response.headers.popall(hdrs.CONTENT_LENGTH, None)
-            callback(coding.value, response._compression_strategy)
+            this.headers[hdrs.CONTENT_ENCODING] = coding.value
+            this.headers.popall(hdrs.CONTENT_LENGTH, None)
+            callback(coding.value, this._compression_strategy)
 
     response.__dict__["_do_start_compression"] = start_compression
 
@@ -223,8 +276,13 @@ class Compressor:
 
     __slots__ = ("_compressor",)
 
-    def __init__(self, encoding: str, strategy: int | None) -> None:
-        self._compressor = ZLibCompressor(encoding=encoding, strategy=strategy)
+    def __init__(self, compressor: ZLibCompressor) -> None:
+        self._compressor = compressor
+
+    @classmethod
+    def of(cls, encoding: str, strategy: int | None) -> "Compressor":
+        """One for this coding."""
+        return cls(ZLibCompressor(encoding=encoding, strategy=strategy))
 
     def compress_now(self, chunk: bytes) -> bytes | None:
         """The next compressed bytes; None where it takes too long to do it in the event loop."""
@@ -237,6 +295,22 @@ class Compressor:
     def flush(self) -> bytes:
         """The last compressed bytes."""
         return self._compressor.flush()
+
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether `copy` works: it does for zlib, not for all that it may be replaced by (`set_zlib_backend`)."""
+        return hasattr(self._compressor._compressor, "copy")
+
+    def copy(self) -> "Compressor":
+        """One that goes on from here as this does."""
+        twin = copy.copy(self._compressor)
+        compressor: Any = self._compressor._compressor
+        twin._compressor = compressor.copy()
+        return Compressor(twin)
+
+    def give_back(self, writer: Any) -> None:
+        """Let a writer compress with this again."""
+        writer._compress = self._compressor
 
 
 def writer_of(response: web.StreamResponse) -> AbstractStreamWriter | None:
@@ -272,7 +346,14 @@ def unsent(request: web.BaseRequest) -> int:
 def cancels_handlers(request: web.BaseRequest) -> bool:
     """Whether the server cancels the handler of a client that leaves (`handler_cancellation`, 3.9)."""
     manager = request.protocol._manager
-    return manager is None or bool(manager.handler_cancellation)
+    # Without a manager the client has left, and this handler was not cancelled for it.
+    return manager is not None and bool(manager.handler_cancellation)
+
+
+def is_of_connection(task: "asyncio.Task[Any] | None") -> bool:
+    """Whether this is the task in which aiohttp runs all that a request goes through (`_handle_request`, 3.0)."""
+    code = getattr(None if task is None else task.get_coro(), "cr_code", None)
+    return code is RequestHandler._handle_request.__code__
 
 
 def abort(request: web.BaseRequest, *, ends_with_connection: bool) -> None:
@@ -286,5 +367,6 @@ def abort(request: web.BaseRequest, *, ends_with_connection: bool) -> None:
     if ends_with_connection:
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()

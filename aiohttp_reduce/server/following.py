@@ -5,7 +5,7 @@ or leads one, and the first outcome wins.
 """
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from .leading import Settings, is_error
 from .reading import Reader
 from .replay import Outcome, mark_not_collapsed
 from .routes import Route
+from .streams import Stream
 from .table import RequestFlight, RequestTable
 
 logger = logging.getLogger("aiohttp_reduce")
@@ -103,7 +104,17 @@ class Follower(Waiter[Outcome]):
         made = self._take(outcome)
         if made is _REFUSED:
             return await self.run_alone()
-        response: web.StreamResponse = await outcome.deliver(made, self) if outcome.is_stream else made
+        if outcome.is_stream:
+            return await self._deliver(outcome, made)
+        response: web.StreamResponse = made
+        return response
+
+    async def _deliver(self, stream: Any, made: Any) -> web.StreamResponse:
+        if stream.is_lost_to(self):
+            self.seat = None
+            self.renew()
+            return await self._wait_on(Wake.ORPHANED, [stream])
+        response: web.StreamResponse = await stream.deliver(made, self)
         return response
 
     def _take(self, outcome: Outcome) -> Any:
@@ -158,7 +169,9 @@ class Follower(Waiter[Outcome]):
         made = self._take(outcome)
         if made is _REFUSED:
             return await self.run_alone()
-        response: web.StreamResponse = await outcome.deliver(made, self) if outcome.is_stream else made
+        if outcome.is_stream:
+            return await self._deliver(outcome, made)
+        response: web.StreamResponse = made
         return response
 
     async def run_alone(self) -> web.StreamResponse:
@@ -207,8 +220,11 @@ class Follower(Waiter[Outcome]):
     def _mark_head(self, response: web.StreamResponse) -> None:
         mark_not_collapsed(response, self.settings.cache_status)
 
-    async def _wait_on(self, event: Wake) -> web.StreamResponse:
-        """After a wake-up without an outcome: lead, join a younger flight or lead one, until there is one."""
+    async def _wait_on(self, event: Wake, lost: Iterable[Stream] = ()) -> web.StreamResponse:
+        """After a wake-up without an outcome: lead, join a younger flight or lead one, until there is one.
+
+        `lost` are streams that broke off before anything of them was sent.
+        """
         while True:
             if event is Wake.PROMOTED:
                 assert self.promotion is not None
@@ -219,7 +235,7 @@ class Follower(Waiter[Outcome]):
                 return await self._lead(flight, generation)
             outcome = self.landed()
             if outcome is PENDING:
-                elders = self.flights
+                elders: list[Flight[Outcome] | Stream] = [*self.flights, *lost]
                 self.renew()
                 younger = self._younger(elders)
                 if younger is not None:
@@ -251,7 +267,7 @@ class Follower(Waiter[Outcome]):
         finally:
             self.route.counters.waiting -= 1
 
-    def _younger(self, elders: list[Flight[Outcome]]) -> RequestFlight | None:
+    def _younger(self, elders: Sequence[Flight[Outcome] | Stream]) -> RequestFlight | None:
         """A flight of this identity, begun after this request came, that it does not wait for yet.
 
         It need not admit newcomers any more: for this request its answer is fresh enough.
@@ -259,7 +275,7 @@ class Follower(Waiter[Outcome]):
         candidates: list[Any] = [
             self.table.find(self.target, self.request, self.certificate, self.key_value, self.route)
         ]
-        candidates += [flight.hedge for flight in elders if isinstance(flight, RequestFlight)]
+        candidates += [flight.hedge for flight in elders if isinstance(flight, (RequestFlight, Stream))]
         for flight in candidates:
             if (
                 flight is not None
@@ -271,10 +287,10 @@ class Follower(Waiter[Outcome]):
                 return found
         return None
 
-    def _hedge(self, elders: list[Flight[Outcome]]) -> RequestFlight:
+    def _hedge(self, elders: Sequence[Flight[Outcome] | Stream]) -> RequestFlight:
         hedge = self.table.apart(self.request, self.key_value, self.settings.clock())
         for flight in elders:
-            if isinstance(flight, RequestFlight):
+            if isinstance(flight, (RequestFlight, Stream)):
                 flight.hedge = hedge
         return hedge
 

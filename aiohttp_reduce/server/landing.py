@@ -55,7 +55,7 @@ class Landing:
         except Exception:
             outcome = _not_captured(run, result)
         self._announce(flight, outcome, counters)
-        if outcome.is_stream and outcome.verdict.reason is None:
+        if outcome.is_stream and outcome.settled().reason is None:
             assert isinstance(outcome, OneShot)
             outcome.take_body(result)
             self._open(flight, generation, outcome)
@@ -69,13 +69,15 @@ class Landing:
 
         Never raises. `response` is None where it cannot be told what the handler prepares.
         """
-        if run.is_over or asyncio.current_task() is not run.task:
-            # Not the handler's: what an outer middleware sends that has given up waiting for it, for example. If it
-            # is the handler's all the same, its end will show that.
+        task = asyncio.current_task()
+        if run.is_over or (task is not run.task and _aiohttp.is_of_connection(task)):
+            # Not the handler's: what is sent where an outer middleware has given up waiting for it, for example.
             return
         flight = run.flight or self._table.meet(run.target, run)
-        if flight.outcome is not PENDING:
+        if flight.outcome is not PENDING or (run.task is not None and run.task.cancelling()):
             return
+        if not flight.waiters and not _aiohttp.connection_is_open(run.request):
+            return  # nobody is there
         late = getattr(run, "late", None)
         generation = 0 if late is None else late.sends_now()
         outcome: Outcome
@@ -85,10 +87,12 @@ class Landing:
             else:
                 if _aiohttp.negotiates(response):
                     run.forget_one_look("accept-encoding")
-                notes = run.copied_notes()
-                outcome = self._captured(flight, run, response, raised=False, prepared=True)
-                run.notes = notes  # what `share` looked at is no matter of the handler's
-            _aiohttp.note_looked_up(run)
+                _aiohttp.forget_keep_alive(run.request)
+                aside = run.look_aside()  # for `share`
+                try:
+                    outcome = self._captured(flight, run, response, raised=False, prepared=True)
+                finally:
+                    run.look_back(aside)
             self._add_reads(outcome, run)
         except Exception:
             outcome = _not_captured(run, response)

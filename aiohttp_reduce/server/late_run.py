@@ -78,6 +78,7 @@ class LateRun:
     def sends_now(self) -> int:
         """The handler begins to send an answer: no other one may come instead. The generation that leads."""
         self._ended = True
+        self._follower.leave()
         return self._generation
 
     def _interrupt(self, future: asyncio.Future[Any]) -> None:

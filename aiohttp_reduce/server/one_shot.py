@@ -11,7 +11,7 @@ import logging
 import weakref
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
@@ -19,7 +19,7 @@ from .. import _aiohttp
 from .leading import Settings
 from .producing import Producer
 from .reading import BrokenOffError, Reader, is_short
-from .reads import RecordedHeaders, RecordedState
+from .reads import NotesOfTask, RecordedHeaders, RecordedState
 from .replay import Asker
 from .streams import Stream
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("aiohttp_reduce")
 class OneShot(Stream):
     """An answer whose body is read once, for all."""
 
-    __slots__ = ("_body", "_context", "_own", "_settings", "_task")
+    __slots__ = ("_body", "_context", "_own", "_settings", "_task", "size")
 
     def __init__(
         self, run: RecordedHeaders, response: web.StreamResponse, *, settings: Settings, **options: Any
@@ -38,6 +38,8 @@ class OneShot(Stream):
         assert isinstance(response, web.Response)
         assert isinstance(response.body, Payload)
         self._body = response.body
+        # While it is not closed.
+        self.size = response.body.size
         self._settings = settings
         self._context = contextvars.copy_context()
         # The body of the first requester's answer, and the task that reads for all.
@@ -46,9 +48,14 @@ class OneShot(Stream):
 
     def take_body(self, response: web.Response) -> None:
         """Put ourselves in the place of the body in the handler's own response."""
+        self._response = None
         body = SharedBody(self, self._body, self.leader, None)
         self._own = weakref.ref(body)
         self._put_body(response, body)
+        if self.run is not None:
+            # Whoever comes when the answer is over must not be given it, whether or not it was sent.
+            self.run.task.add_done_callback(self._answered)
+            self.run.task = None
 
     def share(self) -> None:
         if self.producer is not None:
@@ -70,12 +77,20 @@ class OneShot(Stream):
         if response.compression:
             _aiohttp.take_coding(response, body.negotiated)
 
-    async def write_alone(self, writer: AbstractStreamWriter, coding: tuple[str, int | None] | None) -> None:
-        """Read the body in the first requester's own task, for it and for whoever joins."""
-        self.producer = Producer(self, self.leader, writer, None if coding is None else self.coding(*coding), heads=1)
-        await self._produce(self.producer)
-        if self.producer.tail:
-            await writer.write(self.producer.tail)
+    async def write_alone(self, writer: Any, coding: tuple[str, int | None] | None) -> None:
+        """Write the body to the first requester, in its own task, and keep it for whoever joins."""
+        if not _aiohttp.is_writer(writer):
+            # Somebody takes the body for something else.
+            self.close()
+            await self._body.write(writer)
+            return
+        its = None if coding is None else self.coding(*coding)
+        if coding is not None and its is not None and not its.is_for_all:
+            writer.enable_compression(*coding)
+            its = None
+        self.producer = Producer(self, self.leader, writer, its, heads=1)
+        self.producer.take_over()
+        await self._produce(self.producer, writer)
 
     def read_for_all(self) -> None:
         """Read the body in a task of its own, if that is not done yet."""
@@ -87,6 +102,8 @@ class OneShot(Stream):
     async def close_body(self) -> None:
         """The first requester's answer was sent: close the body, unless it is read for others."""
         if self._task is None:
+            if not self.broadcast.ended:
+                self.close()
             await self._body.close()
 
     def dropped(self) -> None:
@@ -94,31 +111,52 @@ class OneShot(Stream):
         if not self.members and self.producer is None:
             self.close()
 
+    def is_own(self, body: "SharedBody") -> bool:
+        """Whether this is the body of the first requester's answer."""
+        return self._own is not None and self._own() is body
+
+    def _answered(self, task: "asyncio.Task[Any]") -> None:
+        if self.producer is None:
+            self.close()
+        if self._own is not None and (body := self._own()) is not None and _aiohttp.is_of_connection(task):
+            body.leave_seat()
+
     def _deserted(self) -> None:
+        # Nobody may join what is not read to its end.
+        self.fail(ClientConnectionResetError("Cannot write to closing transport"))
         if self._task is not None:
             self._task.cancel()
 
     async def _read_for_all(self, producer: Producer) -> None:
+        run = self.run
+        assert run is not None
+        notes = run.taking_notes()
         try:
-            await self._produce(producer)
+            # The first requester's own task goes on with this request meanwhile: what it looks at is not noted.
+            run.notes = NotesOfTask(notes, asyncio.current_task())
+            await self._produce(producer, producer)
         except Exception as exception:
             logger.debug("the body of an answer broke off: %r; everybody who reads is told", exception)
         finally:
+            run.notes = notes
             await self._body.close()
 
-    async def _produce(self, producer: Producer) -> None:
+    async def _produce(self, producer: Producer, writer: Any) -> None:
         """Write the body to the producer; what it looks at is noted as the handler's was."""
-        run, notes = self.run, self.run.notes
+        run = self.run
+        assert run is not None
+        notes = run.notes
         _aiohttp.lend(run.request, run, RecordedState(), self._settings.kept)
         run.notes = notes
         try:
-            await self._body.write(producer)  # type: ignore[arg-type]
+            await self._body.write(writer)
+            await producer.end()
         except BaseException as exception:
             self.handler_failed(exception)
             raise
         finally:
             _aiohttp.take_back(run.request, run)
-        await producer.end()
+            self.run = None
 
 
 class SharedBody(Payload):
@@ -143,7 +181,7 @@ class SharedBody(Payload):
 
     @property
     def size(self) -> int | None:
-        return self._body.size
+        return self._stream.size
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return self._body.decode(encoding, errors)
@@ -156,7 +194,11 @@ class SharedBody(Payload):
         """Others read as well, and nobody has begun."""
         if self._reader is None:
             self._reader = Reader(self._stream, self._request)
-            self._stream.broadcast.watch_first(self._reader.consumer, self._reader.progress)
+
+    def leave_seat(self) -> None:
+        """The answer is over, whether or not this was sent."""
+        if self._reader is not None:
+            self._stream.detach(self._reader)
 
     async def write(self, writer: AbstractStreamWriter, *args: Any, **kwargs: Any) -> None:
         reader = self._reader
@@ -165,6 +207,8 @@ class SharedBody(Payload):
             return
         if self._coding is not None:
             reader.negotiated(*self._coding)
+        if self._stream.is_own(self):
+            self._stream.broadcast.watch_first(reader.consumer, reader.progress)
         self._stream.read_for_all()
         try:
             await reader.send(writer)

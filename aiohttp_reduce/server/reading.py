@@ -14,6 +14,9 @@ from .coding import Coding
 
 # Larger chunks are handed to the connection in pieces, so that none keeps more of them than it has to.
 _PIECE: Final = 0x40000
+# Small chunks that are there already go together, up to so many bytes (m: a stream of 1 KiB chunks is a fifth cheaper
+# for each reader than if its handler wrote them to it).
+_BATCH: Final = 0x10000
 
 
 class Source(Protocol):
@@ -56,6 +59,11 @@ class Reader:
         """Something that changes when the client reads."""
         return _aiohttp.unsent(self.request)
 
+    @property
+    def failed(self) -> BaseException | None:
+        """Why there will be no more than what was read, if so."""
+        return self._why or self.consumer.exception
+
     def negotiated(self, encoding: str, strategy: int | None) -> None:
         """Take the compressed form of all chunks."""
         self._coding = self.stream.coding(encoding, strategy)
@@ -64,35 +72,50 @@ class Reader:
         """Take this form of all chunks."""
         self._coding = coding
 
-    async def send(self, writer: AbstractStreamWriter, write: Callable[[Any], Awaitable[None]] | None = None) -> None:
+    async def send(
+        self,
+        writer: AbstractStreamWriter,
+        write: Callable[[Any], Awaitable[None]] | None = None,
+        *,
+        is_own: bool = False,
+    ) -> None:
         """Write all that comes to the writer, with `write` where that is not the writer's method.
 
-        Raises what writing does, and what `failure` gives for a stream that broke.
+        `is_own`: the writer is that of the request that runs the handler, and ends its compressed form itself. Raises
+        what writing does, and what `failure` gives for a stream that broke.
         """
         write = write or writer.write
-        self._ends_with_connection = not (writer.chunked or writer.length is not None)  # type: ignore[attr-defined]
+        self._ends_with_connection = not _aiohttp.is_delimited(writer)
         self._is_sending = True
         consumer, coding = self.consumer, self._coding
         try:
             while True:
-                chunk = consumer.take()
-                if chunk is not None:
-                    data = chunk.data if coding is None else await coding.of(chunk)
+                chunks = consumer.take_some(_BATCH)
+                if chunks:
+                    if coding is None:
+                        data = chunks[0].data if len(chunks) == 1 else b"".join([chunk.data for chunk in chunks])
+                    else:
+                        data = b"".join([await coding.of(chunk) for chunk in chunks])
                     if len(data) <= _PIECE:
-                        await write(data)
+                        if data:
+                            await write(data)
                     else:
                         view = memoryview(data)
                         for start in range(0, len(data), _PIECE):
                             await write(view[start : start + _PIECE])
-                    consumer.has_read(chunk.end)
+                    consumer.has_read(chunks[-1].end)
                 elif consumer.at_end:
-                    if coding is not None:
-                        await write(coding.last())
+                    if coding is not None and not is_own:
+                        await coding.end(writer, write)
                     return
                 elif self._why is not None or consumer.exception is not None:
                     raise self.failure()
                 else:
                     await self._more()
+        except asyncio.CancelledError:
+            if self._ends_with_connection:
+                self._abort()
+            raise
         finally:
             self._is_sending = False
 
@@ -121,7 +144,7 @@ class Reader:
         assert why is not None
         if self._is_sending:
             self._abort()
-        if isinstance(why, Exception) and not isinstance(why, (web.HTTPException, ConnectionError, StalledError)):
+        if is_for_all(why):
             return copied(why).with_traceback(why.__traceback__)
         error = BrokenOffError(str(why) or "the handler of this stream did not come to its end")
         if isinstance(why, StalledError):
@@ -137,6 +160,7 @@ class Reader:
     def leave(self) -> None:
         """Read no more."""
         self.consumer.leave()
+        self.consumer.on_ready = _nobody
 
     def _on_ready(self) -> None:
         if self._wake is not None:
@@ -148,6 +172,15 @@ class Reader:
 
     def _abort(self) -> None:
         _aiohttp.abort(self.request, ends_with_connection=self._ends_with_connection)
+
+
+def is_for_all(why: BaseException) -> bool:
+    """Whether this is what a handler raised, and not a matter of one connection or task, or of one reader."""
+    return isinstance(why, Exception) and not isinstance(why, (web.HTTPException, ConnectionError, StalledError))
+
+
+def _nobody() -> None:
+    """Who is to be told of something new where nobody reads any more."""
 
 
 def is_short(writer: Any) -> bool:

@@ -4,6 +4,7 @@
 middleware inside us) runs. They only note; what is compared, and with whom, is decided at its end by `Reads`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Hashable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
@@ -32,6 +33,34 @@ class Notes:
         self.names: dict[str, int] = {}
         self.items: dict[Hashable, tuple[Any, Any]] = {}
         self.written: dict[Hashable, None] = {}
+
+
+class NotesAside(Notes):
+    """Taken while somebody else looks, and forgotten; `kept` are the handler's."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self, kept: Notes | None) -> None:
+        super().__init__()
+        self.kept = kept
+
+
+class NotesOfTask(NotesAside):
+    """Taken of what one task looks at; whatever others look at meanwhile is forgotten."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, kept: Notes, task: Any) -> None:
+        super().__init__(kept)
+        self._task = task
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OF_NOTES and asyncio.current_task() is object.__getattribute__(self, "_task"):
+            return getattr(object.__getattribute__(self, "kept"), name)
+        return object.__getattribute__(self, name)
+
+
+_OF_NOTES: Final = frozenset(Notes.__slots__)
 
 
 class RecordedHeaders:
@@ -86,6 +115,14 @@ class RecordedHeaders:
         """A response is being prepared for this request. (`_aiohttp.Heads`)"""
         self.landing.begin(self, response)
 
+    def signals_begin(self, response: web.StreamResponse) -> Any:
+        """They are sent for each request: what they look at is no matter of the handler's."""
+        return self.look_aside()
+
+    def signals_end(self, before: Any) -> None:
+        """They were sent."""
+        self.look_back(before)
+
     def __call__(self, response: web.StreamResponse) -> Awaitable[None]:
         # In the place of the request's own hook. (m: an object of its own for that would cost each request 0.2 us.)
         return _aiohttp.tell_of_head(self.request, self, response)
@@ -96,14 +133,23 @@ class RecordedHeaders:
             names = self.taking_notes().names
             names[name] = names.get(name, 0) + 1
 
-    def copied_notes(self) -> Notes | None:
-        """The notes as they are now."""
+    @property
+    def kept_notes(self) -> Notes | None:
+        """What the handler itself has looked at."""
         notes = self.notes
-        if notes is None:
-            return None
-        twin = Notes()
-        twin.names, twin.items, twin.written = notes.names.copy(), notes.items.copy(), notes.written.copy()
-        return twin
+        return notes.kept if isinstance(notes, NotesAside) else notes
+
+    def look_aside(self) -> tuple[Notes | None, dict[str, Any]]:
+        """Somebody else looks from now on, until `look_back` with what this returns."""
+        looked_up = _aiohttp.look_aside(self)
+        notes = self.notes
+        self.notes = NotesAside(self.kept_notes)
+        return notes, looked_up
+
+    def look_back(self, before: tuple[Notes | None, dict[str, Any]]) -> None:
+        """The handler looks again."""
+        self.notes, looked_up = before
+        _aiohttp.look_back(self, looked_up)
 
     def forget_one_look(self, name: str) -> None:
         """A header (its name in lower case) was looked at once by aiohttp itself, beside what the handler did."""

@@ -233,9 +233,10 @@ class Rules:
     def reads(self, run: RecordedHeaders) -> Reads | None:
         """What the handler has looked at so far; None for nothing."""
         attributes = _aiohttp.own_attributes(run.request)
-        if run.notes is None and not attributes:
+        notes = run.kept_notes
+        if notes is None and not attributes:
             return None
-        return Reads(run.notes or Notes(), run.request, attributes, self.selection, self.ignore_state)
+        return Reads(notes or Notes(), run.request, attributes, self.selection, self.ignore_state)
 
     def judge(self, leader: web.Request, status: int, headers: CIMultiDict[str], *, has_key: bool) -> Verdict:
         """What the answer's status and headers say; `has_key`: `key` gave a value."""
@@ -340,7 +341,10 @@ def _cannot_be_replayed(response: web.StreamResponse) -> Unshared | None:
 
 def _cannot_be_streamed(response: web.StreamResponse) -> Unshared | None:
     """Why nobody else can be sent what is written to a response that is being prepared."""
-    if isinstance(response, (web.WebSocketResponse, web.FileResponse)) or _aiohttp.is_compressed(response):
+    if isinstance(response, (web.WebSocketResponse, web.FileResponse)):
+        return Unshared.STREAM
+    if isinstance(response, web.Response) and (response.compression or not _aiohttp.repeatable_body(response.body)[0]):
+        # It has a body of its own beside what is written, and who sends that, and in what form?
         return Unshared.STREAM
     return Unshared.RESPONSE_CLASS if _aiohttp.sends_its_body_itself(response) else None
 

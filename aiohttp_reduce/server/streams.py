@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from .. import _aiohttp
+from ..async_reduce_core import Wake
 from ..broadcast import Broadcast, Budget
 from ..stats import Unshared
 from .coding import Coding
 from .last_call import LAST_CALL_AFTER
 from .producing import Producer
-from .reading import Reader, is_short
+from .reading import Reader, is_for_all, is_short
 from .reads import RecordedHeaders
 from .replay import Answer, Asker, Rules
 
@@ -46,6 +47,10 @@ class Limits:
         return Broadcast(self.loop, max_buffer=self.max_buffer, budget=self.budget, first_timeout=_FIRST_TIMEOUT)
 
 
+def _has_an_outcome(future: "asyncio.Future[Any]") -> bool:
+    return future.done() and (future.cancelled() or not isinstance(future.result(), Wake))
+
+
 class Stream(Answer):
     """An answer whose head is known, and whose body is on its way.
 
@@ -54,7 +59,8 @@ class Stream(Answer):
     """
 
     __slots__ = (
-        "_closing", "_codings", "_flight", "_noted", "_response", "broadcast", "eof", "members", "producer", "run"
+        "_closing", "_codings", "_flight", "_noted", "_response", "broadcast", "eof", "hedge", "members", "producer",
+        "run",
     )  # fmt: skip
 
     is_stream = True
@@ -71,12 +77,14 @@ class Stream(Answer):
         limits: Limits,
     ) -> None:
         super().__init__(run.request, response, raised=raised, rules=rules, share=share, has_key=has_key)
-        self.run = run
+        self.run: RecordedHeaders | None = run
         self.broadcast = limits.broadcast()
         self.members: dict[Reader, Asker] = {}
+        # What one of those leads who lost it: the others join that.
+        self.hedge: RequestFlight | None = None
         self.eof = False
         self.producer: Producer | None = None
-        self._response = response
+        self._response: web.StreamResponse | None = response
         self._codings: dict[tuple[str, int | None], Coding] = {}
         self._flight: RequestFlight | None = None
         self._closing: asyncio.TimerHandle | None = None
@@ -92,10 +100,11 @@ class Stream(Answer):
     def open_with(self, flight: "RequestFlight", now: float) -> None:
         """Take those who wait for the flight, and then whoever comes until it closes."""
         self._flight = flight
-        for asker in list(flight.waiters.values()):
-            if asker is not None and self.refuses(asker) is None:  # type: ignore[arg-type]
+        for future, asker in list(flight.waiters.items()):
+            if asker is not None and not _has_an_outcome(future) and self.refuses(asker) is None:  # type: ignore[arg-type]
                 self.attach(asker)  # type: ignore[arg-type]
         flight.stream = self
+        flight.table.streams.add(flight.subject.path, self)
         self.broadcast.on_close = self._closed
         if flight.closes <= now:
             self.close()
@@ -109,13 +118,16 @@ class Stream(Answer):
     def _closed(self) -> None:
         if self._closing is not None:
             self._closing.cancel()
-        if self._flight is not None:
-            self._flight.close()
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.table.streams.remove(flight.subject.path, self)
+            flight.close()
 
     def refuses(self, asker: Asker) -> tuple[Unshared, str | None] | None:
         self.look_again()
         refusal = super().refuses(asker)
-        if refusal is None and asker.seat is None and not self.broadcast.is_open:
+        self.free = False
+        if refusal is None and (asker.seat is None or asker.seat.stream is not self) and not self.broadcast.is_open:
             return Unshared.STREAM, None
         return refusal
 
@@ -138,17 +150,22 @@ class Stream(Answer):
         if self.producer is not None:
             self.producer.share()
 
-    def coding(self, encoding: str, strategy: int | None) -> Coding:
+    def coding(self, encoding: str, strategy: int | None, compressor: _aiohttp.Compressor | None = None) -> Coding:
+        """The coding of the body, the same one for all who negotiated it; `compressor` is what to make it with."""
         key = (encoding, strategy)
         coding = self._codings.get(key)
         if coding is None:
-            coding = self._codings[key] = Coding(self.broadcast, encoding, strategy)
+            compressor = compressor or _aiohttp.Compressor.of(encoding, strategy)
+            coding = self._codings[key] = Coding(self.broadcast, compressor)
         return coding
 
     def look_again(self) -> None:
         """Break those off who differ in what the handler has looked at meanwhile: it may decide what comes next."""
-        _aiohttp.note_looked_up(self.run)
-        notes = self.run.notes
+        run = self.run
+        if run is None:
+            return
+        _aiohttp.note_looked_up(run)
+        notes = run.kept_notes
         if notes is None:
             return
         noted = len(notes.names) + len(notes.items) + len(notes.written)
@@ -156,7 +173,7 @@ class Stream(Answer):
             return
         self._noted = noted
         self.free = False
-        self.reads = reads = self._rules.reads(self.run)
+        self.reads = reads = self._rules.reads(run)
         assert reads is not None
         if reads.written is not None:
             # Their own request mappings will not have it; but what was read so far is not wrong.
@@ -188,21 +205,42 @@ class Stream(Answer):
 
     def fail(self, exception: BaseException) -> None:
         """The body breaks off here."""
-        self.broadcast.fail(exception)
+        if not self.broadcast.ended and self.broadcast.exception is None:
+            self.broadcast.fail(exception)
+            if self.producer is not None:
+                self.producer.break_off()
 
     async def handler_ended(self, response: Any) -> None:
-        """The handler returned; raises what the connection of its request raised."""
+        """The handler returned; this waits until the connection of its request was given everything."""
         assert self.producer is not None
         if response is not self._response:
             self.handler_failed(RuntimeError("the handler returned another response than the one that it had prepared"))
-        else:
+            return
+        try:
             await self.producer.end()
+        except ConnectionError as exception:
+            # The handler came to its end all the same. aiohttp will find out by itself that the client is gone.
+            logger.debug("the first requester did not read to the end: %r", exception)
+        self._let_go()
 
     def handler_failed(self, exception: BaseException) -> None:
         """The handler raised, or was cancelled."""
-        assert self.producer is not None
         self.fail(exception)
-        self.producer.stop()
+        if self.producer is not None:
+            self.producer.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of what was needed while the handler ran, so that nothing has to be found by a garbage collection."""
+        self.run = self.producer = self._response = None
+
+    def is_lost_to(self, asker: Asker) -> bool:
+        """Whether a follower that has sent nothing yet has to look for another answer, as this one broke off.
+
+        What the handler itself raised is for it, as any other exception is.
+        """
+        why = None if asker.seat is None else asker.seat.failed
+        return why is not None and not is_for_all(why)
 
     def seated(self, made: Any, asker: Asker) -> Any:
         """A follower that has its seat goes on with this in place of what `make` gave it."""
@@ -222,10 +260,16 @@ class Stream(Answer):
             else:
                 assert writer is not None
                 await reader.send(writer)
-                if is_short(writer):
+                if is_short(writer) and (self.eof or not isinstance(response, web.Response)):
                     response.force_close()
             if self.eof:
                 await web.StreamResponse.write_eof(response)
+            return response
+        except ConnectionError as exception:
+            if _aiohttp.connection_is_open(request):
+                raise
+            # As a handler that takes no notice of a client that is gone; aiohttp will.
+            logger.debug("%s does not read to the end: %r", request.path, exception)
             return response
         finally:
             self.detach(reader)

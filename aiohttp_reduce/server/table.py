@@ -6,6 +6,7 @@ stands there itself, and has no flight. Flights of other identities on the same 
 identity, so that a lookup is never a scan.
 """
 
+import asyncio
 import math
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Hashable
@@ -56,10 +57,42 @@ class RequestFlight(Flight[Outcome]):
             self.stream.close()
 
 
+class OpenStreams:
+    """The streams of one table that can be joined, by decoded path."""
+
+    __slots__ = ("_by_path", "_loop")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._by_path: dict[str, dict[Stream, None]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._by_path
+
+    def add(self, path: str, stream: "Stream") -> None:
+        """It can be joined from now on."""
+        self._by_path.setdefault(path, {})[stream] = None
+
+    def remove(self, path: str, stream: "Stream") -> None:
+        """It cannot be joined any more."""
+        streams = self._by_path.get(path, {})
+        streams.pop(stream, None)
+        if not streams:
+            self._by_path.pop(path, None)
+
+    def close(self, path: str) -> None:
+        """Close those of a path; from any thread."""
+        if asyncio._get_running_loop() is self._loop:
+            for stream in list(self._by_path.get(path, ())):
+                stream.close()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.close, path)
+
+
 class RequestTable(TargetTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "landing", "last_call", "max_age", "passes", "writes")
+    __slots__ = ("_selection", "landing", "last_call", "max_age", "passes", "streams", "writes")
 
     landing: "Landing"
 
@@ -71,6 +104,7 @@ class RequestTable(TargetTable[Outcome]):
         self._selection = selection
         self.max_age = max_age
         self.passes = PassMarkers()
+        self.streams = OpenStreams(loop)
         # When the answer to an unsafe request was sent, by decoded path.
         self.writes = Writes(max_age)
 
@@ -149,6 +183,8 @@ class RequestTable(TargetTable[Outcome]):
     def wrote(self, path: str, now: float) -> None:
         """An unsafe request on the path is answered now: no flight begun before admits anyone any more."""
         self.writes.note(path, now, matters=bool(self.flights))
+        if path in self.streams:
+            self.streams.close(path)
 
     def _same(
         self,
