@@ -212,6 +212,7 @@ class Broadcast:
             if consumer in self._consumers:
                 consumer.on_ready()
         self._consumers.clear()
+        self._first = self._progress = None
 
     def close(self) -> None:
         """Nobody joins any more, and what everybody has read is dropped."""
@@ -284,6 +285,8 @@ class Broadcast:
         if consumer not in self._consumers:
             return
         del self._consumers[consumer]
+        if consumer is self._first:
+            self._first = self._progress = None
         if self.exception is not None:
             return
         self._waiting.pop(consumer, None)
@@ -360,7 +363,7 @@ class Broadcast:
         # Several looks, each in a pass of its own: a loop that was busy must not look like a reader that is not.
         self._first_timer = None
         first = self._first
-        if first not in self._consumers:
+        if first is None:
             return
         if first._passed != self._dropped or self._progress_of_first() != before:
             self._time_first(0)

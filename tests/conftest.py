@@ -24,9 +24,9 @@ except ImportError:  # pragma: no cover
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Every asynchronous test runs on asyncio and on uvloop."""
+    """Every asynchronous test runs on asyncio and on uvloop; those marked `one_loop` on asyncio alone."""
     factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if uvloop is not None:
+    if uvloop is not None and item.get_closest_marker("one_loop") is None:
         factories["uvloop"] = uvloop.new_event_loop
     return factories
 
@@ -64,6 +64,20 @@ async def noise(caplog: pytest.LogCaptureFixture) -> AsyncIterator[list[Any]]:
     yield told
     await asyncio.sleep(0)
     gc.collect()
+    loop.set_exception_handler(None)
+    assert not told
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest_asyncio.fixture
+async def quiet(caplog: pytest.LogCaptureFixture) -> AsyncIterator[list[Any]]:
+    """As `noise`, without looking for what only a collection of garbage tells: for the many."""
+    told: list[Any] = []
+    caplog.clear()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context))
+    yield told
+    await asyncio.sleep(0)
     loop.set_exception_handler(None)
     assert not told
     assert not [record for record in caplog.records if record.name == "asyncio"]

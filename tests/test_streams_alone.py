@@ -25,6 +25,9 @@ from aiohttp_reduce import reduce_middleware
 from .harness import PATIENCE, Server, eventually
 from .streaming import nothing_is_left
 
+# What is compared are bytes, exceptions and figures of aiohttp's own: the loop makes no difference, but for the time.
+pytestmark = pytest.mark.one_loop
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NOTES = web.AppKey("NOTES", list[Any])

@@ -105,7 +105,7 @@ def framing(request: pytest.FixtureRequest) -> Any:
     ids=lambda one: one.__name__,
 )
 async def test_what_fails_midway_is_broken_for_everybody(
-    serve: Start, kind: str, framing: str, outer: Any, raised: type[BaseException], noise: list[Any]
+    serve: Start, kind: str, framing: str, outer: Any, raised: type[BaseException], quiet: list[Any]
 ) -> None:
     framed = Framed(framing, kind)
     server = await streams(serve, framed.tap, handler=framed.handler, outer=outer)
@@ -117,7 +117,7 @@ async def test_what_fails_midway_is_broken_for_everybody(
 
 
 async def test_whoever_is_slow_when_it_fails_is_told_as_well(
-    serve: Start, kind: str, framing: str, noise: list[Any]
+    serve: Start, kind: str, framing: str, quiet: list[Any]
 ) -> None:
     framed, wires = Framed(framing, kind, length=48 * PIECE), Wires()
     server = await streams(serve, framed.tap, handler=framed.handler, outer=[wires])
@@ -136,7 +136,7 @@ async def test_whoever_is_slow_when_it_fails_is_told_as_well(
 
 
 async def test_a_slow_first_requester_is_told_as_well_when_it_fails(
-    serve: Start, kind: str, framing: str, noise: list[Any]
+    serve: Start, kind: str, framing: str, quiet: list[Any]
 ) -> None:
     framed, wires = Framed(framing, kind, length=48 * PIECE), Wires()
     server = await streams(serve, framed.tap, handler=framed.handler, outer=[wires])
@@ -154,7 +154,7 @@ async def test_a_slow_first_requester_is_told_as_well_when_it_fails(
     await nothing_is_left(server)
 
 
-async def test_whoever_joined_midway_is_told_as_well(serve: Start, kind: str, framing: str, noise: list[Any]) -> None:
+async def test_whoever_joined_midway_is_told_as_well(serve: Start, kind: str, framing: str, quiet: list[Any]) -> None:
     framed = Framed(framing, kind)
     server = await streams(serve, framed.tap, handler=framed.handler)
     leader = await server.send("/", version=framed.version)
@@ -170,7 +170,7 @@ async def test_whoever_joined_midway_is_told_as_well(serve: Start, kind: str, fr
 
 @pytest.mark.parametrize("way", ["aborted", "cancelled"])
 async def test_a_first_requester_that_is_gone_leaves_others_a_whole_or_a_broken_body(
-    serve: Start, kind: str, framing: str, way: str, noise: list[Any]
+    serve: Start, kind: str, framing: str, way: str, quiet: list[Any]
 ) -> None:
     framed, wires = Framed(framing, kind), Wires()
     server = await streams(serve, framed.tap, handler=framed.handler, outer=[wires])
@@ -192,7 +192,7 @@ async def test_a_first_requester_that_is_gone_leaves_others_a_whole_or_a_broken_
 
 
 async def test_a_follower_that_is_cancelled_midway_gets_no_whole_body(
-    serve: Start, kind: str, framing: str, noise: list[Any]
+    serve: Start, kind: str, framing: str, quiet: list[Any]
 ) -> None:
     framed, wires = Framed(framing, kind), Wires()
     server = await streams(serve, framed.tap, handler=framed.handler, outer=[wires])
@@ -207,7 +207,7 @@ async def test_a_follower_that_is_cancelled_midway_gets_no_whole_body(
 
 
 async def test_another_response_than_the_prepared_one_breaks_the_transfer(
-    serve: Start, framing: str, outer: Any, noise: list[Any]
+    serve: Start, framing: str, outer: Any, quiet: list[Any]
 ) -> None:
     framed = Framed(framing, KINDS[0])
 
@@ -222,7 +222,7 @@ async def test_another_response_than_the_prepared_one_breaks_the_transfer(
     await nothing_is_left(server)
 
 
-async def test_a_second_head_breaks_the_transfer(serve: Start, framing: str, outer: Any, noise: list[Any]) -> None:
+async def test_a_second_head_breaks_the_transfer(serve: Start, framing: str, outer: Any, quiet: list[Any]) -> None:
     framed = Framed(framing, KINDS[0])
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -240,7 +240,7 @@ async def test_a_second_head_breaks_the_transfer(serve: Start, framing: str, out
     await nothing_is_left(server)
 
 
-async def test_all_who_leave_leave_nothing(serve: Start, kind: str, framing: str, noise: list[Any]) -> None:
+async def test_all_who_leave_leave_nothing(serve: Start, kind: str, framing: str, quiet: list[Any]) -> None:
     framed, wires = Framed(framing, kind), Wires()
     server = await streams(serve, framed.tap, handler=framed.handler, outer=[wires])
     everybody = await framed.begun(server, 3)
@@ -265,7 +265,7 @@ async def test_all_who_leave_leave_nothing(serve: Start, kind: str, framing: str
     ("raised", "status"), [(RuntimeError, 500), (web.HTTPNotFound, 404), (ConnectionResetError, 500)]
 )
 async def test_what_fails_before_the_head_is_the_answer_for_everybody(
-    serve: Start, raised: type[Exception], status: int, noise: list[Any]
+    serve: Start, raised: type[Exception], status: int, quiet: list[Any]
 ) -> None:
     tap = Tap()
 
@@ -283,7 +283,7 @@ async def test_what_fails_before_the_head_is_the_answer_for_everybody(
 
 
 async def test_a_body_that_fails_before_its_first_byte_is_broken_for_everybody(
-    serve: Start, framing: str, noise: list[Any]
+    serve: Start, framing: str, quiet: list[Any]
 ) -> None:
     framed = Framed(framing, KINDS[1])
     server = await streams(serve, framed.tap, handler=framed.handler)
@@ -294,7 +294,7 @@ async def test_a_body_that_fails_before_its_first_byte_is_broken_for_everybody(
     await nothing_is_left(server)
 
 
-async def test_a_signal_that_fails_gives_nobody_an_empty_body(serve: Start, noise: list[Any]) -> None:
+async def test_a_signal_that_fails_gives_nobody_an_empty_body(serve: Start, quiet: list[Any]) -> None:
     tap, middleware, failing = Tap(), reduce_middleware(), [True]
     app = app_with(tap.handler, middleware)
 
@@ -315,7 +315,7 @@ async def test_a_signal_that_fails_gives_nobody_an_empty_body(serve: Start, nois
 
 
 async def test_less_than_content_length_says_closes_the_connections_of_followers(
-    serve: Start, kind: str, noise: list[Any]
+    serve: Start, kind: str, quiet: list[Any]
 ) -> None:
     framed = Framed("Content-Length", kind)
     server = await streams(serve, framed.tap, handler=framed.handler)
@@ -326,7 +326,7 @@ async def test_less_than_content_length_says_closes_the_connections_of_followers
     await nothing_is_left(server)
 
 
-async def test_as_much_as_content_length_says_keeps_the_connections(serve: Start, kind: str, noise: list[Any]) -> None:
+async def test_as_much_as_content_length_says_keeps_the_connections(serve: Start, kind: str, quiet: list[Any]) -> None:
     framed = Framed("Content-Length", kind)
     server = await streams(serve, framed.tap, handler=framed.handler)
     everybody = await framed.begun(server, 3)
@@ -342,7 +342,7 @@ async def test_as_much_as_content_length_says_keeps_the_connections(serve: Start
 
 
 async def test_more_than_content_length_says_is_cut_to_it_and_keeps_the_connections(
-    serve: Start, noise: list[Any]
+    serve: Start, quiet: list[Any]
 ) -> None:
     framed = Framed("Content-Length", KINDS[0])
     server = await streams(serve, framed.tap, handler=framed.handler)
@@ -355,7 +355,7 @@ async def test_more_than_content_length_says_is_cut_to_it_and_keeps_the_connecti
 
 
 @pytest.mark.parametrize("framing", FRAMINGS[:1])
-async def test_a_chunked_body_keeps_the_connections(serve: Start, kind: str, framing: str, noise: list[Any]) -> None:
+async def test_a_chunked_body_keeps_the_connections(serve: Start, kind: str, framing: str, quiet: list[Any]) -> None:
     framed = Framed(framing, kind)
     server = await streams(serve, framed.tap, handler=framed.handler)
     everybody = await framed.begun(server, 3)
@@ -439,7 +439,7 @@ async def test_what_ends_many_times_leaves_nothing(
 
 @pytest.mark.parametrize("blocked", [False, True], ids=["while all wait for more", "while one reads nothing"])
 async def test_a_server_that_shuts_down_midway_ends_it(
-    serve: Start, kind: str, blocked: bool, noise: list[Any]
+    serve: Start, kind: str, blocked: bool, quiet: list[Any]
 ) -> None:
     framed, wires, middleware = Framed("chunked", kind), Wires(), reduce_middleware(max_buffer=4 * PIECE)
     app = app_with(framed.handler, middleware, outer=[wires])
@@ -464,7 +464,7 @@ async def test_a_server_that_shuts_down_midway_ends_it(
     await nothing_is_left(server)
 
 
-async def test_a_server_that_shuts_down_before_the_head_ends_it(serve: Start, kind: str, noise: list[Any]) -> None:
+async def test_a_server_that_shuts_down_before_the_head_ends_it(serve: Start, kind: str, quiet: list[Any]) -> None:
     framed, middleware = Framed("chunked", kind), reduce_middleware()
     server = await serve(app_with(framed.handler, middleware), middleware=middleware, shutdown_timeout=0.05)
     everybody = await framed.joined(server, 3)
@@ -477,7 +477,7 @@ async def test_a_server_that_shuts_down_before_the_head_ends_it(serve: Start, ki
     await nothing_is_left(server)
 
 
-async def test_a_generator_is_closed_when_all_have_left(serve: Start, noise: list[Any]) -> None:
+async def test_a_generator_is_closed_when_all_have_left(serve: Start, quiet: list[Any]) -> None:
     closed, going = asyncio.Event(), asyncio.Event()
     tap = Tap()
 

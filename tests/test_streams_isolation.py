@@ -76,7 +76,7 @@ async def end_of(tap: Tap) -> BaseException | None:
 
 
 async def test_a_first_requester_that_reads_nothing_holds_nobody_up(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()
@@ -96,7 +96,7 @@ async def test_a_first_requester_that_reads_nothing_holds_nobody_up(
 
 
 async def test_whoever_joins_frees_a_handler_that_the_first_requester_holds_up_already(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()
@@ -121,7 +121,7 @@ async def test_whoever_joins_frees_a_handler_that_the_first_requester_holds_up_a
 
 @pytest.mark.parametrize("when", ["before the head", "after the head", "midway"])
 async def test_a_first_requester_that_dies_does_not_end_what_another_reads(
-    serve: Start, handler_of: Any, when: str, noise: list[Any]
+    serve: Start, handler_of: Any, when: str, quiet: list[Any]
 ) -> None:
     tap, wires = Tap(), Wires()
     server = await streams(serve, tap, handler=handler_of(tap), outer=[wires])
@@ -145,7 +145,7 @@ async def test_a_first_requester_that_dies_does_not_end_what_another_reads(
 
 
 async def test_a_first_requester_that_dies_alone_with_a_held_up_handler_ends_it(
-    serve: Start, handler_of: Any, noise: list[Any]
+    serve: Start, handler_of: Any, quiet: list[Any]
 ) -> None:
     tap, wires = Tap(), Wires()
     server = await streams(serve, tap, handler=handler_of(tap), outer=[wires])
@@ -159,7 +159,7 @@ async def test_a_first_requester_that_dies_alone_with_a_held_up_handler_ends_it(
 
 
 async def test_a_first_requester_that_dies_while_it_reads_nothing_does_not_end_what_another_reads(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()
@@ -180,7 +180,7 @@ async def test_a_first_requester_that_dies_while_it_reads_nothing_does_not_end_w
 
 
 async def test_those_who_join_after_the_first_requester_died_get_every_byte(
-    serve: Start, handler_of: Any, noise: list[Any]
+    serve: Start, handler_of: Any, quiet: list[Any]
 ) -> None:
     tap, wires = Tap(), Wires()
     server = await streams(serve, tap, handler=handler_of(tap), outer=[wires])
@@ -200,7 +200,7 @@ async def test_those_who_join_after_the_first_requester_died_get_every_byte(
 
 
 async def test_a_first_requester_that_reads_nothing_is_cut_off_where_others_would_wait_for_it(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times(first=SHORT)
     tap, wires = Tap(), Wires()
@@ -226,7 +226,7 @@ async def test_a_first_requester_that_reads_nothing_is_cut_off_where_others_woul
 
 
 async def test_a_follower_that_reads_nothing_is_cut_off_and_the_others_get_everything(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times(stall=SHORT)
     tap, wires = Tap(), Wires()
@@ -248,7 +248,7 @@ async def test_a_follower_that_reads_nothing_is_cut_off_and_the_others_get_every
 
 
 async def test_a_follower_that_is_slow_for_less_than_its_time_gets_everything(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times(stall=LONG)
     tap, wires = Tap(), Wires()
@@ -266,7 +266,7 @@ async def test_a_follower_that_is_slow_for_less_than_its_time_gets_everything(
 
 
 async def test_two_slow_followers_in_turn_share_one_time(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times(stall=0.4)
     tap, wires = Tap(), Wires()
@@ -294,7 +294,7 @@ async def test_two_slow_followers_in_turn_share_one_time(
 
 
 async def test_whoever_keeps_reading_is_not_cut_off_after_another_was(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times(stall=SHORT)
     tap, wires = Tap(), Wires()
@@ -344,7 +344,7 @@ class Scopes:
 @pytest.mark.parametrize("way", ["aborted", "cancelled"])
 @pytest.mark.parametrize("when", ["waits for the head", "starves", "is blocked"])
 async def test_a_follower_that_leaves_leaves_alone(
-    serve: Start, handler_of: Any, way: str, when: str, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, way: str, when: str, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()
@@ -380,7 +380,7 @@ async def test_a_follower_that_leaves_leaves_alone(
 @pytest.mark.parametrize("answers", [True, False], ids=["and answered", "and failed"])
 @pytest.mark.parametrize("when", ["waits for the head", "starves", "is blocked"])
 async def test_a_follower_that_an_outer_middleware_times_out_leaves_alone(
-    serve: Start, when: str, answers: bool, times: Times, noise: list[Any]
+    serve: Start, when: str, answers: bool, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires, scopes = Tap(), Wires(), Scopes(answers=answers)
@@ -416,7 +416,7 @@ async def test_a_follower_that_an_outer_middleware_times_out_leaves_alone(
 
 
 async def test_a_follower_of_a_body_that_is_timed_out_while_it_waits_leaves_alone(
-    serve: Start, noise: list[Any]
+    serve: Start, quiet: list[Any]
 ) -> None:
     tap, scopes = Tap(), Scopes(answers=True)
     server = await streams(serve, tap, handler=tap.one_shot, outer=[scopes])
@@ -432,7 +432,7 @@ async def test_a_follower_of_a_body_that_is_timed_out_while_it_waits_leaves_alon
 
 @pytest.mark.parametrize("answers", [True, False], ids=["and answered", "and failed"])
 async def test_a_first_requester_that_an_outer_middleware_times_out_breaks_what_others_read(
-    serve: Start, answers: bool, noise: list[Any]
+    serve: Start, answers: bool, quiet: list[Any]
 ) -> None:
     tap, scopes = Tap(), Scopes(answers=answers)
     server = await streams(serve, tap, outer=[scopes])
@@ -448,7 +448,7 @@ async def test_a_first_requester_that_an_outer_middleware_times_out_breaks_what_
 
 @pytest.mark.parametrize("first_leaves", ["first", "last"])
 async def test_the_last_one_who_leaves_ends_the_handler(
-    serve: Start, first_leaves: str, handler_of: Any, noise: list[Any]
+    serve: Start, first_leaves: str, handler_of: Any, quiet: list[Any]
 ) -> None:
     tap, wires = Tap(), Wires()
     server = await streams(serve, tap, handler=handler_of(tap), outer=[wires])
@@ -474,7 +474,7 @@ async def test_the_last_one_who_leaves_ends_the_handler(
 
 
 async def test_the_last_one_who_leaves_ends_a_handler_that_waits_for_room(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()
@@ -500,7 +500,7 @@ async def test_the_last_one_who_leaves_ends_a_handler_that_waits_for_room(
 
 
 async def test_a_reader_that_reads_nothing_keeps_no_more_than_max_buffer(
-    serve: Start, handler_of: Any, times: Times, peak: list[int], noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, peak: list[int], quiet: list[Any]
 ) -> None:
     times(stall=SHORT)
     tap, wires = Tap(), Wires()
@@ -523,7 +523,7 @@ async def test_a_reader_that_reads_nothing_keeps_no_more_than_max_buffer(
 
 
 async def test_many_streams_together_keep_no_more_than_max_buffer_total(
-    serve: Start, handler_of: Any, times: Times, peak: list[int], noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, peak: list[int], quiet: list[Any]
 ) -> None:
     times(stall=SHORT)
     wires, limit, size, herds = Wires(), 0x20000, 0x2000, 8
@@ -560,7 +560,7 @@ async def joined_at(server: Server, tap: Tap, target: str) -> list[Connection]:
 
 
 async def test_a_slow_reader_of_a_finished_stream_gives_its_bytes_back_when_it_leaves(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()
@@ -581,7 +581,7 @@ async def test_a_slow_reader_of_a_finished_stream_gives_its_bytes_back_when_it_l
 
 
 async def test_a_slow_reader_of_a_finished_stream_gives_its_bytes_back_as_it_reads(
-    serve: Start, handler_of: Any, times: Times, noise: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
 ) -> None:
     times()
     tap, wires = Tap(), Wires()

@@ -156,7 +156,8 @@ class OneShot(Stream):
             raise
         finally:
             _aiohttp.take_back(run.request, run)
-            self.run = None
+            self.broadcast.on_desert = None
+            self._let_go()
 
 
 class SharedBody(Payload):

@@ -269,6 +269,9 @@ class Producer:
             raise
         finally:
             reader.leave()
+            if self._pump_error is not None:
+                # It must not be ended as if this had been the whole.
+                _aiohttp.abort(self._request, ends_with_connection=not _aiohttp.is_delimited(self.real))
 
 
 def _as_bytes(chunk: Any) -> bytes:
