@@ -68,14 +68,18 @@ class Broadcast:
     - `budget`: what this broadcast and others may keep together; where it is spent, nobody can join any more, and
       the producer waits until all that there is was read.
     - `stall_timeout`: seconds for which slow consumers may hold up starving ones, summed over the broadcast.
-    - `first_timeout`: the same for the consumer that `watch_first` was told of, if it reads nothing at all meanwhile.
+    - `first_timeout`: the same for the consumer that `watch_first` was told of, if it reads nothing at all meanwhile;
+      less (down to a fifth) in the first four times that long.
+    - `resume_at`: what part of `max_buffer` may still be kept when a producer that waited goes on. With less than all
+      of it readers get many chunks at once, where they would be woken for each.
     - `on_close` is called once when nobody can join any more, `on_desert` when the last consumer left before the end.
     """
 
     __slots__ = (
-        "_budget", "_consumers", "_dropped", "_first", "_first_timeout", "_first_timer", "_held", "_log",
-        "_max_buffer", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_at", "_stalled_since",
-        "_starving", "_total", "_waiting", "ended", "exception", "is_open", "loop", "on_close", "on_desert",
+        "_began", "_budget", "_consumers", "_dropped", "_first", "_first_timeout", "_first_timer", "_held", "_log",
+        "_low", "_max_buffer", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_at",
+        "_stalled_since", "_starving", "_total", "_waiting", "ended", "exception", "is_open", "loop", "on_close",
+        "on_desert",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +90,7 @@ class Broadcast:
         budget: Budget,
         stall_timeout: float = 5.0,
         first_timeout: float = 5.0,
+        resume_at: float = 1.0,
         on_close: Callable[[], None] | None = None,
         on_desert: Callable[[], None] | None = None,
     ) -> None:
@@ -96,6 +101,7 @@ class Broadcast:
         self.on_desert = on_desert
         self.loop = loop
         self._max_buffer = max_buffer
+        self._low = max_buffer * resume_at
         self._budget = budget
         self._log: deque[Chunk] = deque()
         # How many chunks were dropped from the front, how many bytes the log holds, how many were ever fed.
@@ -118,6 +124,7 @@ class Broadcast:
         self._first: Consumer | None = None
         self._progress: Callable[[], object] | None = None
         self._first_timeout = first_timeout
+        self._began = loop.time()
         self._first_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -320,7 +327,7 @@ class Broadcast:
         if freed:
             self._held -= freed
             self._budget.used -= freed
-            if self._room is not None and self._fits(self._size):
+            if self._room is not None and self._held <= self._low and self._fits(self._size):
                 self._wake_producer()
 
     @property
@@ -355,9 +362,9 @@ class Broadcast:
             self._time_first(0)
 
     def _time_first(self, idle: int) -> None:
-        self._first_timer = self.loop.call_later(
-            self._first_timeout / _LOOKS, self._look_at_first, self._progress_of_first(), idle
-        )
+        # A part of the time for which the stream has been going on, so that a short one is not held up for long.
+        timeout = min(self._first_timeout, max(self._first_timeout / 5, (self.loop.time() - self._began) / 4))
+        self._first_timer = self.loop.call_later(timeout / _LOOKS, self._look_at_first, self._progress_of_first(), idle)
 
     def _look_at_first(self, before: object, idle: int) -> None:
         # Several looks, each in a pass of its own: a loop that was busy must not look like a reader that is not.

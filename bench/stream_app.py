@@ -80,9 +80,15 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
             await asyncio.sleep(pause)
 
 
+def length(request: web.Request) -> dict[str, str]:
+    """Said beforehand, so that what comes over the wire is the body alone, however it is cut."""
+    size = int(request.query["piece"])
+    return {"Content-Length": str(int(request.query["size"]) // size * size)}
+
+
 async def written(request: web.Request) -> web.StreamResponse:
     request.app[STATE].runs += 1
-    response = web.StreamResponse()
+    response = web.StreamResponse(headers=length(request))
     await response.prepare(request)
     async for piece in pieces(request):
         await response.write(piece)
@@ -91,7 +97,7 @@ async def written(request: web.Request) -> web.StreamResponse:
 
 async def one_shot(request: web.Request) -> web.Response:
     request.app[STATE].runs += 1
-    return web.Response(body=pieces(request))
+    return web.Response(body=pieces(request), headers=length(request))
 
 
 async def idle(request: web.Request) -> web.StreamResponse:

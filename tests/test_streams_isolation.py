@@ -214,7 +214,8 @@ async def test_a_first_requester_that_reads_nothing_is_cut_off_where_others_woul
     tap.let(*PIECES)
     tap.end()
     assert [await received(follower) for follower in followers] == [BODY, BODY]
-    assert asyncio.get_running_loop().time() - began >= SHORT
+    # Less at the beginning of a stream: a fifth.
+    assert asyncio.get_running_loop().time() - began >= SHORT / 5
     await wires.disconnected(0)
     resume(leader)
     assert await is_broken(leader)

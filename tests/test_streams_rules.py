@@ -311,6 +311,7 @@ async def test_what_a_signal_adds_is_for_one_and_keeps_nobody_apart(serve: Start
     source.let(b"first;")
     await arrived(everybody, b"\r\n\r\n")
     everybody += [await server.send("/")]
+    await eventually(lambda: bool(server.figure("total") == 4))
     source.end()
     await arrived(everybody[:3], b"0\r\n\r\n")
     assert (await everybody[3].receive()).headers.getall("Set-Cookie") == ["number=4"]

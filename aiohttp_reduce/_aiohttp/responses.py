@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 _OF_ONE_SENDING = frozenset({
     "_headers", "_state", "_cookies", "_req", "_payload_writer", "_eof_sent", "_body_length",
     "_must_be_empty_body", "_compressed_body", "_content_type", "_content_dict", "_stored_content_type",
-    "_do_start_compression", "__notes__",
+    "_do_start_compression", "write_eof", "__notes__",
 })  # fmt: skip
 
 
@@ -74,6 +74,43 @@ def response_state(response: web.StreamResponse) -> dict[Any, Any]:
     return response._state.copy()
 
 
+# Larger bodies go out in pieces of this size.
+_PIECE: Final = 0x40000
+
+
+def send_in_pieces(response: web.StreamResponse) -> None:
+    """Let a large body be sent piece by piece, each when the client has read the one before.
+
+    aiohttp's writer joins head and body before it sends them on many a Python (`SKIP_WRITELINES`, 3.12), so that each
+    of a herd would hold a copy of the body until its client has read it.
+    """
+    body = getattr(response, "_body", None)
+    if isinstance(body, bytes) and len(body) > _PIECE:
+        response.__dict__["write_eof"] = _InPieces(response)
+
+
+class _InPieces:
+    __slots__ = ("_response",)
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        self._response = weakref.ref(response)
+
+    async def __call__(self, data: bytes = b"") -> None:
+        response = self._response()
+        assert isinstance(response, web.Response)
+        response.__dict__.pop("write_eof", None)
+        body = response._body if response._compressed_body is None else response._compressed_body
+        writer = response._payload_writer
+        if writer is None or data or response._must_be_empty_body or not isinstance(body, bytes):
+            await response.write_eof(data)
+            return
+        writer.send_headers()
+        view = memoryview(body)
+        for start in range(0, len(body), _PIECE):
+            await writer.write(view[start : start + _PIECE])
+        await web.StreamResponse.write_eof(response)
+
+
 def put_body(response: web.Response, body: payload.Payload) -> None:
     """Replace a response's body, and leave its headers as they are. (`response.body = ...` takes those of the body.)"""
     response._body = body
@@ -93,7 +130,9 @@ def sends_its_body_itself(response: web.StreamResponse) -> bool:
     if class_sends_its_body_itself(type(response)):
         return True
     attributes = response.__dict__
-    return "prepare" in attributes or "_start" in attributes or "write" in attributes or "write_eof" in attributes
+    if "prepare" in attributes or "_start" in attributes or "write" in attributes:
+        return True
+    return "write_eof" in attributes and type(attributes["write_eof"]) is not _InPieces
 
 
 @functools.lru_cache(maxsize=256)

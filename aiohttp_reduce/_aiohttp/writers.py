@@ -5,6 +5,12 @@ import copy
 import socket
 import struct
 import weakref
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # not there on Windows
+    fcntl = termios = None  # type: ignore[assignment]
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -337,10 +343,19 @@ def drain_waiter(request: web.BaseRequest) -> "asyncio.Future[None] | None":
     return waiter
 
 
-def unsent(request: web.BaseRequest) -> int:
-    """How many bytes wait here until the client reads; 0 for a closed connection."""
+def unsent(request: web.BaseRequest) -> object:
+    """What waits here until the client reads: changes with every segment that its side has acknowledged.
+
+    The transport's buffer alone moves in large steps. What the system keeps beside it is asked for where it says so.
+    """
     transport = request.transport
-    return 0 if transport is None else transport.get_write_buffer_size()
+    if transport is None:
+        return None
+    in_kernel = b""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, ValueError, AttributeError):
+        in_kernel = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    return transport.get_write_buffer_size(), in_kernel
 
 
 def cancels_handlers(request: web.BaseRequest) -> bool:

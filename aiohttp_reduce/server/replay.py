@@ -197,6 +197,7 @@ class Answer(Outcome):
         )
         if self._compression is not None:
             self._compression.attach(response)
+        _aiohttp.send_in_pieces(response)
         if self._args is not None:
             assert isinstance(response, web.HTTPException)
             response.args = self._args

@@ -30,6 +30,8 @@ logger = logging.getLogger("aiohttp_reduce")
 
 # Seconds for which the one whose handler runs may hold up others without reading anything at all.
 _FIRST_TIMEOUT: Final = 0.5
+# (m: 20 readers of a stream of 64 KiB chunks cost 0.9 of what they do if the handler goes on as soon as it can.)
+_RESUME_AT: Final = 0.25
 
 
 class Limits:
@@ -44,7 +46,13 @@ class Limits:
 
     def broadcast(self) -> Broadcast:
         """A broadcast within these limits."""
-        return Broadcast(self.loop, max_buffer=self.max_buffer, budget=self.budget, first_timeout=_FIRST_TIMEOUT)
+        return Broadcast(
+            self.loop,
+            max_buffer=self.max_buffer,
+            budget=self.budget,
+            first_timeout=_FIRST_TIMEOUT,
+            resume_at=_RESUME_AT,
+        )
 
 
 def _has_an_outcome(future: "asyncio.Future[Any]") -> bool:
