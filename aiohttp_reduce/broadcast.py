@@ -77,8 +77,8 @@ class Broadcast:
 
     __slots__ = (
         "_began", "_budget", "_consumers", "_dropped", "_first", "_first_timeout", "_first_timer", "_held", "_log",
-        "_low", "_max_buffer", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_at",
-        "_stalled_since", "_starving", "_total", "_waiting", "ended", "exception", "is_open", "loop", "on_close",
+        "_low", "_progress", "_room", "_size", "_stall_left", "_stall_timer", "_stalled_at", "_stalled_since",
+        "_starving", "_total", "_waiting", "ended", "exception", "is_open", "loop", "max_buffer", "on_close",
         "on_desert",
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ class Broadcast:
         self.on_close = on_close
         self.on_desert = on_desert
         self.loop = loop
-        self._max_buffer = max_buffer
+        self.max_buffer = max_buffer
         self._low = max_buffer * resume_at
         self._budget = budget
         self._log: deque[Chunk] = deque()
@@ -192,7 +192,7 @@ class Broadcast:
             chunk._cost += len(form)
             self._held += len(form)
             self._budget.used += len(form)
-            if self._held > self._max_buffer or self._budget.used > self._budget.limit:
+            if self._held > self.max_buffer or self._budget.used > self._budget.limit:
                 self.close()
 
     def finish(self, *, linger: bool = False) -> None:
@@ -316,7 +316,7 @@ class Broadcast:
         if not self._log and not self.is_open:
             return True  # all that there is was read: the next chunk goes straight through
         cost = size + CHUNK_OVERHEAD
-        return self._held + cost <= self._max_buffer and self._budget.used + cost <= self._budget.limit
+        return self._held + cost <= self.max_buffer and self._budget.used + cost <= self._budget.limit
 
     def _trim(self) -> None:
         log = self._log
@@ -355,7 +355,7 @@ class Broadcast:
         if self._stall_timer is not None or not self._starving or self._starving == len(self._consumers):
             return
         self._stalled_since, self._stalled_at = self.loop.time(), self._begin
-        own = self._held + self._size + CHUNK_OVERHEAD > self._max_buffer
+        own = self._held + self._size + CHUNK_OVERHEAD > self.max_buffer
         delay = self._stall_left if own else max(self._stall_left, _GRACE)
         self._stall_timer = self.loop.call_later(delay + self._log[0]._cost / _PACE, self._cut_off)
         if self._first is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from aiohttp_reduce import broadcast as broadcast_module
 from aiohttp_reduce.broadcast import CHUNK_OVERHEAD, Broadcast
 from aiohttp_reduce.server import streams as server_streams
 
@@ -267,9 +268,10 @@ async def test_a_follower_that_is_slow_for_less_than_its_time_gets_everything(
 
 
 async def test_two_slow_followers_in_turn_share_one_time(
-    serve: Start, handler_of: Any, times: Times, quiet: list[Any]
+    serve: Start, handler_of: Any, times: Times, quiet: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times(stall=0.4)
+    monkeypatch.setattr(broadcast_module, "_PACE", 2**24)  # what one reads at once does not make up for its pause
     tap, wires = Tap(), Wires()
     server = await streams(serve, tap, handler=handler_of(tap), outer=[wires], max_buffer=16 * PIECE)
     (leader,) = await joined(server, 1, tap)
@@ -575,7 +577,7 @@ async def test_a_slow_reader_of_a_finished_stream_gives_its_bytes_back_when_it_l
     assert await received(leader) == BODY
     await eventually(lambda: tap.ended == [None])
     await wires.blocked(1)
-    assert 0 < kept(server) < len(BODY) + len(PIECES) * CHUNK_OVERHEAD
+    assert 0 < kept(server) <= len(BODY) + len(PIECES) * CHUNK_OVERHEAD
     stuck.abort()
     await eventually(lambda: kept(server) == 0)
     await nothing_is_left(server)

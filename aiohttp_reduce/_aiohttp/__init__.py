@@ -110,7 +110,9 @@ from .writers import (
     tell_of_head,
     undo_preparing,
     unsent,
+    write_many,
     writer_of,
+    writes_many,
 )
 
 __all__ = [
@@ -207,5 +209,7 @@ __all__ = [
     "unsent",
     "was_sent",
     "way_of",
+    "write_many",
     "writer_of",
+    "writes_many",
 ]

@@ -84,7 +84,9 @@ def send_in_pieces(response: web.StreamResponse) -> None:
     aiohttp's writer joins head and body before it sends them on many a Python (`SKIP_WRITELINES`, 3.12), so that each
     of a herd would hold a copy of the body until its client has read it.
     """
-    body = getattr(response, "_body", None)
+    if not isinstance(response, web.Response) or response.chunked or sends_its_body_itself(response):
+        return
+    body = response._body
     if isinstance(body, bytes) and len(body) > _PIECE:
         response.__dict__["write_eof"] = _InPieces(response)
 

@@ -15,17 +15,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from aiohttp import hdrs, web
+from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.compression_utils import ZLibCompressor
 from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time
-from aiohttp.http_writer import StreamWriter
+from aiohttp.http_writer import SKIP_WRITELINES, StreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 # A chunk that is larger is compressed in a thread, as `ZLibCompressor.compress` does (3.12).
 _MAX_SYNC_COMPRESSION: Final = 4096
 # As they stand in a Content-Encoding that aiohttp has negotiated.
 _CODINGS: Final = frozenset(coding.value for coding in web.ContentCoding)
+# So much is written before it is looked whether the client reads (`StreamWriter.write`, 3.12).
+_LIMIT: Final = 0x10000
 _HOOK: Final = "_prepare_hook"
 _WRITING: Final = ("write", "write_eof", "write_headers", "send_headers", "drain")
 
@@ -212,6 +214,42 @@ def take_compression(response: web.StreamResponse) -> "tuple[str, int | None, Co
 def is_writer(writer: Any) -> bool:
     """Whether this is a writer as a server's requests have them, and not something that somebody collects a body in."""
     return isinstance(writer, StreamWriter)
+
+
+def writes_many(writer: Any) -> bool:
+    """Whether `write_many` can be used: on a genuine writer, whose methods are its own, and a transport that does not
+    copy what it is given at once.
+
+    asyncio's do so, or cannot be trusted, on the Pythons that `SKIP_WRITELINES` (3.12) is about.
+    """
+    if type(writer) is not StreamWriter or "write" in writer.__dict__ or writer._compress is not None:
+        return False
+    return not SKIP_WRITELINES or type(writer.transport).__module__.startswith("uvloop")
+
+
+async def write_many(writer: Any, pieces: list[bytes]) -> None:
+    """As `write` with each piece, with one call of the system for all.
+
+    (m: 20 readers of a stream of 64 KiB pieces take 0.9 of the time.) `_writelines` (3.12) joins them on the Pythons
+    that `SKIP_WRITELINES` is about, whatever the transport is.
+    """
+    size = sum(map(len, pieces))
+    if writer.length is not None:
+        if size > writer.length:
+            for piece in pieces:
+                await writer.write(piece)
+            return
+        writer.length -= size
+    writer.send_headers()
+    transport = writer.transport
+    if transport is None or transport.is_closing():
+        raise ClientConnectionResetError("Cannot write to closing transport")
+    writer.buffer_size += size
+    writer.output_size += size
+    transport.writelines([b"%x\r\n" % size, *pieces, b"\r\n"] if writer.chunked else pieces)
+    if writer.buffer_size > _LIMIT:
+        writer.buffer_size = 0
+        await writer.drain()
 
 
 def is_delimited(writer: Any) -> bool:

@@ -60,6 +60,8 @@ class Landing:
             outcome.take_body(result)
             self._open(flight, generation, outcome)
             return
+        if flight.waiters and not raised:
+            _aiohttp.send_in_pieces(result)
         linger = last_call and outcome.verdict.reason is None
         if flight.finish(generation, outcome, linger=linger) and linger:
             flight.table.last_call.begin(flight, outcome)

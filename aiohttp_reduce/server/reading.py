@@ -1,7 +1,7 @@
 """Reading a shared stream: one reader for each request that is given it, the first one's included."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -84,25 +84,32 @@ class Reader:
         `is_own`: the writer is that of the request that runs the handler, and ends its compressed form itself. Raises
         what writing does, and what `failure` gives for a stream that broke.
         """
+        writes_many = write is None and _aiohttp.writes_many(writer)
         write = write or writer.write
         self._ends_with_connection = not _aiohttp.is_delimited(writer)
         self._is_sending = True
         consumer, coding = self.consumer, self._coding
+        # No more at once than that others can tell whether it reads.
+        at_once = int(min(_PIECE, self.stream.broadcast.max_buffer / 16))
         try:
             while True:
-                chunks = consumer.take_some(_BATCH)
+                chunks = consumer.take_some(at_once)
                 if chunks:
                     if coding is None:
-                        data = chunks[0].data if len(chunks) == 1 else b"".join([chunk.data for chunk in chunks])
+                        forms = [chunk.data for chunk in chunks]
                     else:
-                        data = b"".join([await coding.of(chunk) for chunk in chunks])
-                    if len(data) <= _PIECE:
-                        if data:
-                            await write(data)
+                        forms = [await coding.of(chunk) for chunk in chunks]
+                    pieces = list(_joined(forms))
+                    if len(pieces) > 1 and writes_many:
+                        await _aiohttp.write_many(writer, pieces)
                     else:
-                        view = memoryview(data)
-                        for start in range(0, len(data), _PIECE):
-                            await write(view[start : start + _PIECE])
+                        for data in pieces:
+                            if len(data) <= _PIECE:
+                                await write(data)
+                            else:
+                                view = memoryview(data)
+                                for start in range(0, len(data), _PIECE):
+                                    await write(view[start : start + _PIECE])
                     consumer.has_read(chunks[-1].end)
                 elif consumer.at_end:
                     if coding is not None and not is_own:
@@ -172,6 +179,21 @@ class Reader:
 
     def _abort(self) -> None:
         _aiohttp.abort(self.request, ends_with_connection=self._ends_with_connection)
+
+
+def _joined(chunks: list[bytes]) -> Iterator[bytes]:
+    """The same bytes with small chunks joined, in pieces of `_BATCH` at most; larger ones as they are."""
+    batch: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        if size + len(chunk) > _BATCH and batch:
+            yield batch[0] if len(batch) == 1 else b"".join(batch)
+            batch, size = [], 0
+        if chunk:
+            batch.append(chunk)
+            size += len(chunk)
+    if batch:
+        yield batch[0] if len(batch) == 1 else b"".join(batch)
 
 
 def is_for_all(why: BaseException) -> bool:
