@@ -29,7 +29,7 @@ logger = logging.getLogger("aiohttp_reduce")
 class OneShot(Stream):
     """An answer whose body is read once, for all."""
 
-    __slots__ = ("_body", "_context", "_own", "_settings", "_task", "size")
+    __slots__ = ("_begun", "_body", "_context", "_own", "_settings", "_task", "size")
 
     def __init__(
         self, run: RecordedHeaders, response: web.StreamResponse, *, settings: Settings, **options: Any
@@ -42,7 +42,8 @@ class OneShot(Stream):
         self.size = response.body.size
         self._settings = settings
         self._context = contextvars.copy_context()
-        # The body of the first requester's answer, and the task that reads for all.
+        # Whether the body is being read, or was. The body of the first requester's answer, and the task that reads for all.
+        self._begun = False
         self._own: weakref.ref[SharedBody] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -60,7 +61,7 @@ class OneShot(Stream):
     def share(self) -> None:
         if self.producer is not None:
             self.producer.share()
-        elif self._own is not None and (body := self._own()) is not None:
+        elif not self._begun and self._own is not None and (body := self._own()) is not None:
             body.needs_seat()
 
     def seated(self, made: Any, asker: Asker) -> Any:
@@ -79,6 +80,7 @@ class OneShot(Stream):
 
     async def write_alone(self, writer: Any, coding: tuple[str, int | None] | None) -> None:
         """Write the body to the first requester, in its own task, and keep it for whoever joins."""
+        self._begun = True
         if not _aiohttp.is_writer(writer):
             # Somebody takes the body for something else.
             self.close()
@@ -94,7 +96,8 @@ class OneShot(Stream):
 
     def read_for_all(self) -> None:
         """Read the body in a task of its own, if that is not done yet."""
-        if self._task is None and self.producer is None:
+        if not self._begun:
+            self._begun = True
             self.producer = Producer(self, self.leader, None, None, heads=1)
             self.broadcast.on_desert = self._deserted
             self._task = self.broadcast.loop.create_task(self._read_for_all(self.producer), context=self._context)
@@ -108,7 +111,7 @@ class OneShot(Stream):
 
     def dropped(self) -> None:
         """Nobody will send the first requester's answer: others have replaced it."""
-        if not self.members and self.producer is None:
+        if not self.members and not self._begun:
             self.close()
 
     def is_own(self, body: "SharedBody") -> bool:
@@ -116,7 +119,7 @@ class OneShot(Stream):
         return self._own is not None and self._own() is body
 
     def _answered(self, task: "asyncio.Task[Any]") -> None:
-        if self.producer is None:
+        if not self._begun:
             self.close()
         if self._own is not None and (body := self._own()) is not None and _aiohttp.is_of_connection(task):
             body.leave_seat()
