@@ -31,13 +31,15 @@ matrix: $(VENV)/.check
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time.
+# The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time, and
+# streams that end in every way, a thousand times each.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.growth --seconds 60
 	$(BIN)/python -m tests.test_fuzz 0 20000
 	$(BIN)/python -W ignore -m tests.test_foreign_fuzz 0 10000
 	$(BIN)/python -m tests.test_broadcast_interleavings 20000
 	$(BIN)/python -m tests.test_client_streaming 0 5000
+	ROUNDS=1000 $(BIN)/python -m pytest tests/test_streams_ends.py -k many_times
 
 clean:
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -37,6 +37,8 @@ _STOP_AT: Final = 1024 * MIB
 _JOINING: Final = 50
 _CONSUMERS: Final = 20
 _IDLE: Final = 60
+# What a stream may cost beside its bytes.
+_BESIDE: Final = 16 * 1024
 _CROWD: Final = 1_000
 _BODY: Final = 10 * MIB
 
@@ -139,7 +141,7 @@ def idle(rounds: int) -> Row:
         for mode in _turned(grown, number):
             with serving(mode) as server:
                 grown[mode].append(growth(server, [Reader(target, checks=True) for target in targets], _IDLE))
-    return _beyond_row(IDLE, grown["reduce"], {"plain": grown["plain"]}, _MAX_BUFFER_TOTAL)
+    return _beyond_row(IDLE, grown["reduce"], {"plain": grown["plain"]}, _MAX_BUFFER_TOTAL + _IDLE * _BESIDE)
 
 
 def crowd(rounds: int) -> Row:

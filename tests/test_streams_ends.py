@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from .streaming import (
 )
 
 # How often each way to end is gone through on one server.
-ROUNDS = 50
+ROUNDS = int(os.environ.get("ROUNDS", "50"))
 PIECE = 0x8000
 KINDS = ["written by the handler", "a body that can be read once"]
 FRAMINGS = ["chunked", "Content-Length", "HTTP/1.0"]
