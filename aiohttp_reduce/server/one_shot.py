@@ -42,8 +42,9 @@ class OneShot(Stream):
         self.size = response.body.size
         self._settings = settings
         self._context = contextvars.copy_context()
-        # Whether the body is being read, or was. The body of the first requester's answer, and the task that reads for all.
+        # Whether the body is being read, or was.
         self._begun = False
+        # The body of the first requester's answer, and the task that reads for all.
         self._own: weakref.ref[SharedBody] | None = None
         self._task: asyncio.Task[None] | None = None
 
