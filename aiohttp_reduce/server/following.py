@@ -74,7 +74,7 @@ class Follower(Waiter[Outcome]):
             return await self._follow(flight)
         finally:
             if self.seat is not None:
-                self.seat.leave()
+                self.seat.stream.detach(self.seat)
 
     async def _follow(self, flight: RequestFlight) -> web.StreamResponse:
         counters = self.route.counters
@@ -111,6 +111,7 @@ class Follower(Waiter[Outcome]):
 
     async def _deliver(self, stream: Any, made: Any) -> web.StreamResponse:
         if stream.is_lost_to(self):
+            stream.detach(self.seat)
             self.seat = None
             self.renew()
             return await self._wait_on(Wake.ORPHANED, [stream])

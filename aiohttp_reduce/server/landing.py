@@ -76,12 +76,12 @@ class Landing:
             # Not the handler's: what is sent where an outer middleware has given up waiting for it, for example.
             return
         flight = run.flight or self._table.meet(run.target, run)
+        late = getattr(run, "late", None)
+        generation = 0 if late is None else late.sends_now()
         if flight.outcome is not PENDING or (run.task is not None and run.task.cancelling()):
             return
         if not flight.waiters and not _aiohttp.connection_is_open(run.request):
             return  # nobody is there
-        late = getattr(run, "late", None)
-        generation = 0 if late is None else late.sends_now()
         outcome: Outcome
         try:
             if response is None or _aiohttp.cancels_handlers(run.request):

@@ -78,6 +78,10 @@ class LateRun:
     def sends_now(self) -> int:
         """The handler begins to send an answer: no other one may come instead. The generation that leads."""
         self._ended = True
+        if self._interrupted:
+            # The handler has swallowed that.
+            self._interrupted = False
+            self._task.uncancel()
         self._follower.leave()
         return self._generation
 

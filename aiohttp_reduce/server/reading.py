@@ -28,6 +28,10 @@ class Source(Protocol):
         """The coding of its chunks, the same one for all who negotiated it."""
         ...
 
+    def detach(self, reader: "Reader") -> None:
+        """This reader reads no more."""
+        ...
+
 
 class BrokenOffError(ConnectionAbortedError):
     """The stream cannot be read to its end by this request; its connection is closed."""

@@ -143,7 +143,7 @@ class Stream(Answer):
         """Give a follower its seat, from which it reads from the first byte on, if it has none yet."""
         if asker.seat is None or asker.seat.stream is not self:
             if asker.seat is not None:
-                asker.seat.leave()
+                asker.seat.stream.detach(asker.seat)
             asker.seat = reader = Reader(self, asker.request)
             self.members[reader] = asker
             self.share()
