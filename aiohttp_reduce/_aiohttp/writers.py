@@ -211,6 +211,17 @@ def take_compression(response: web.StreamResponse) -> "tuple[str, int | None, Co
     return response.headers[hdrs.CONTENT_ENCODING], response._compression_strategy, compressor
 
 
+def is_compressed_further_in(response: web.StreamResponse) -> bool:
+    """Whether what is written to a prepared response is compressed already, by a reader of a door further in."""
+    writer: Any = response._payload_writer
+    return bool(
+        response.compression
+        and response.headers.get(hdrs.CONTENT_ENCODING) in _CODINGS
+        and writer._compress is None
+        and "write" not in writer.__dict__  # it is not a door further out that has taken the compressor
+    )
+
+
 def is_writer(writer: Any) -> bool:
     """Whether this is a writer as a server's requests have them, and not something that somebody collects a body in."""
     return isinstance(writer, StreamWriter)

@@ -36,6 +36,8 @@ class Follower(Waiter[Outcome]):
 
     passes: tuple[str, Hashable] | None = None
     seat: Reader | None = None
+    # Whether a stream broke off before it had sent anything of it: it does not wait for another one that may.
+    has_lost = False
 
     def __init__(
         self,
@@ -113,6 +115,9 @@ class Follower(Waiter[Outcome]):
         if stream.is_lost_to(self):
             stream.detach(self.seat)
             self.seat = None
+            if self.has_lost:
+                return await self.run_alone()
+            self.has_lost = True
             self.renew()
             return await self._wait_on(Wake.ORPHANED, [stream])
         response: web.StreamResponse = await stream.deliver(made, self)

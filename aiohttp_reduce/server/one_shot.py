@@ -19,7 +19,7 @@ from .. import _aiohttp
 from .leading import Settings
 from .producing import Producer
 from .reading import BrokenOffError, Reader, is_short
-from .reads import NotesOfTask, RecordedHeaders, RecordedState
+from .reads import NotesAside, RecordedHeaders, RecordedState
 from .replay import Asker
 from .streams import Stream
 
@@ -137,7 +137,7 @@ class OneShot(Stream):
         notes = run.taking_notes()
         try:
             # The first requester's own task goes on with this request meanwhile: what it looks at is not noted.
-            run.notes = NotesOfTask(notes, asyncio.current_task())
+            run.notes = NotesAside(notes, _aiohttp.is_of_connection)
             await self._produce(producer, producer)
         except Exception as exception:
             logger.debug("the body of an answer broke off: %r; everybody who reads is told", exception)

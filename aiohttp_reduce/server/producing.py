@@ -95,6 +95,11 @@ class Producer:
         if self._pump is not None and not self.is_over:
             try:
                 await asyncio.wait([self._pump])
+            except asyncio.CancelledError:
+                # It has not been given everything, and must not be ended as if it had.
+                if not self._pump.done():
+                    self._abort()
+                raise
             finally:
                 self.stop()
             if self._pump_error is not None:
@@ -121,7 +126,10 @@ class Producer:
     def break_off(self) -> None:
         """The stream broke: this request must not take what it has for the whole either, now that it is shared."""
         if self._pump is not None and not self.is_over and self._heads:
-            _aiohttp.abort(self._request, ends_with_connection=not _aiohttp.is_delimited(self.real))
+            self._abort()
+
+    def _abort(self) -> None:
+        _aiohttp.abort(self._request, ends_with_connection=not _aiohttp.is_delimited(self.real))
 
     # As the writer's methods.
 
@@ -141,7 +149,10 @@ class Producer:
             # The client is gone; others read, and its reader will find out.
 
     async def write(self, chunk: Any, *, drain: bool = True, LIMIT: int = _LIMIT) -> None:
-        if not self._heads or self._has_stopped():
+        if not self._heads:
+            await self._own.write(chunk, drain=drain, LIMIT=LIMIT)
+            return
+        if self._has_stopped():
             await self.real.write(chunk, drain=drain, LIMIT=LIMIT)
             return
         data = _as_bytes(chunk)
@@ -163,6 +174,9 @@ class Producer:
             raise
 
     async def write_eof(self, chunk: Any = b"") -> None:
+        if not self._heads:
+            await self._own.write_eof(chunk)
+            return
         if self._has_stopped():
             await self.real.write_eof(chunk)
             return
@@ -258,8 +272,7 @@ class Producer:
 
     async def _serve(self, reader: Reader) -> None:
         try:
-            await self._own.drain()
-            await reader.send(self.real, self._write_own, is_own=True)
+            await reader.send(self.real, self._write_own, self._own.drain)
             self._has_served = True
         except Exception as exception:
             self._pump_error = exception
@@ -271,7 +284,7 @@ class Producer:
             reader.leave()
             if self._pump_error is not None:
                 # It must not be ended as if this had been the whole.
-                _aiohttp.abort(self._request, ends_with_connection=not _aiohttp.is_delimited(self.real))
+                self._abort()
 
 
 def _as_bytes(chunk: Any) -> bytes:

@@ -80,13 +80,13 @@ class Reader:
         self,
         writer: AbstractStreamWriter,
         write: Callable[[Any], Awaitable[None]] | None = None,
-        *,
-        is_own: bool = False,
+        drain: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Write all that comes to the writer, with `write` where that is not the writer's method.
+        """Write all that comes to the writer.
 
-        `is_own`: the writer is that of the request that runs the handler, and ends its compressed form itself. Raises
-        what writing does, and what `failure` gives for a stream that broke.
+        `write` and `drain` are for the writer of the request that runs the handler, as its methods are not its own now;
+        it also ends its compressed form itself. Raises what writing does, and what `failure` gives for a stream that
+        broke.
         """
         writes_many = write is None and _aiohttp.writes_many(writer)
         write = write or writer.write
@@ -96,6 +96,8 @@ class Reader:
         # No more at once than that others can tell whether it reads.
         at_once = int(min(_PIECE, self.stream.broadcast.max_buffer / 16))
         try:
+            if drain is not None:
+                await drain()
             while True:
                 chunks = consumer.take_some(at_once)
                 if chunks:
@@ -116,7 +118,7 @@ class Reader:
                                     await write(view[start : start + _PIECE])
                     consumer.has_read(chunks[-1].end)
                 elif consumer.at_end:
-                    if coding is not None and not is_own:
+                    if coding is not None and drain is None:
                         await coding.end(writer, write)
                     return
                 elif self._why is not None or consumer.exception is not None:

@@ -5,7 +5,7 @@ middleware inside us) runs. They only note; what is compared, and with whom, is 
 """
 
 import asyncio
-from collections.abc import Awaitable, Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
 from aiohttp import web
@@ -36,27 +36,22 @@ class Notes:
 
 
 class NotesAside(Notes):
-    """Taken while somebody else looks, and forgotten; `kept` are the handler's."""
+    """Taken while somebody else looks as well: what one task looks at (`forgets` says of a task whether it is that
+    one) is forgotten, everything else goes to `kept`, the handler's."""
 
-    __slots__ = ("kept",)
+    __slots__ = ("forgets", "kept")
 
-    def __init__(self, kept: Notes | None) -> None:
+    def __init__(self, kept: Notes, forgets: Callable[[Any], bool]) -> None:
         super().__init__()
         self.kept = kept
-
-
-class NotesOfTask(NotesAside):
-    """Taken of what one task looks at; whatever others look at meanwhile is forgotten."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self, kept: Notes, task: Any) -> None:
-        super().__init__(kept)
-        self._task = task
+        self.forgets = forgets
 
     def __getattribute__(self, name: str) -> Any:
-        if name in _OF_NOTES and asyncio.current_task() is object.__getattribute__(self, "_task"):
-            return getattr(object.__getattribute__(self, "kept"), name)
+        if name in _OF_NOTES:
+            # (There is no task in another thread, which is the handler's then.)
+            task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
+            if task is None or not object.__getattribute__(self, "forgets")(task):
+                return getattr(object.__getattribute__(self, "kept"), name)
         return object.__getattribute__(self, name)
 
 
@@ -139,14 +134,15 @@ class RecordedHeaders:
         notes = self.notes
         return notes.kept if isinstance(notes, NotesAside) else notes
 
-    def look_aside(self) -> tuple[Notes | None, dict[str, Any]]:
-        """Somebody else looks from now on, until `look_back` with what this returns."""
+    def look_aside(self) -> tuple[Notes, dict[str, Any]]:
+        """Let what this task looks at be no matter of the handler's, until `look_back` with what this returns."""
         looked_up = _aiohttp.look_aside(self)
-        notes = self.notes
-        self.notes = NotesAside(self.kept_notes)
+        notes = self.taking_notes()
+        this = asyncio.current_task()
+        self.notes = NotesAside(self.kept_notes or notes, lambda task: task is this)
         return notes, looked_up
 
-    def look_back(self, before: tuple[Notes | None, dict[str, Any]]) -> None:
+    def look_back(self, before: tuple[Notes, dict[str, Any]]) -> None:
         """The handler looks again."""
         self.notes, looked_up = before
         _aiohttp.look_back(self, looked_up)

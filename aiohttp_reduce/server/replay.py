@@ -342,7 +342,7 @@ def _cannot_be_replayed(response: web.StreamResponse) -> Unshared | None:
 
 def _cannot_be_streamed(response: web.StreamResponse) -> Unshared | None:
     """Why nobody else can be sent what is written to a response that is being prepared."""
-    if isinstance(response, (web.WebSocketResponse, web.FileResponse)):
+    if isinstance(response, (web.WebSocketResponse, web.FileResponse)) or _aiohttp.is_compressed_further_in(response):
         return Unshared.STREAM
     if isinstance(response, web.Response) and (response.compression or not _aiohttp.repeatable_body(response.body)[0]):
         # It has a body of its own beside what is written, and who sends that, and in what form?
