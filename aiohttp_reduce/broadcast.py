@@ -24,6 +24,8 @@ CHUNK_OVERHEAD: Final = 128
 _GRACE: Final = 0.1
 # The pace (bytes a second) of a reader that nobody calls slow.
 _PACE: Final[float] = 2 * 2**20
+# It is given the time for so many bytes at least: no timer is more exact than that (31 ms).
+_AT_LEAST: Final = 2**16
 # How often it is looked whether the first one reads, before it is cut off.
 _LOOKS: Final = 4
 
@@ -357,7 +359,8 @@ class Broadcast:
         self._stalled_since, self._stalled_at = self.loop.time(), self._begin
         own = self._held + self._size + CHUNK_OVERHEAD > self.max_buffer
         delay = self._stall_left if own else max(self._stall_left, _GRACE)
-        self._stall_timer = self.loop.call_later(delay + self._log[0]._cost / _PACE, self._cut_off)
+        fair = max(self._log[0]._cost, _AT_LEAST) / _PACE
+        self._stall_timer = self.loop.call_later(delay + fair, self._cut_off)
         if self._first is not None:
             self._time_first(0)
 

@@ -1,6 +1,7 @@
 """How a stream ends: whoever does not get all of it is told so, and nothing of it is left behind."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -506,4 +507,105 @@ async def test_a_generator_is_closed_when_all_have_left(serve: Start, quiet: lis
         one.abort()
     going.set()
     await eventually(lambda: gc.collect() >= 0 and closed.is_set())
+    await nothing_is_left(server)
+
+
+# -- what an earlier version got wrong
+
+
+async def test_a_first_requester_that_was_not_given_all_when_its_handler_gave_up_gets_no_whole_body(
+    serve: Start, quiet: list[Any]
+) -> None:
+    """The end is timed out while the first one reads nothing; what the handler returns must not end its body."""
+    body = [bytes([number]) * 2**16 for number in range(100)]
+    gone_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await server.waiting(1)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in body:
+            await response.write(piece)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await response.write_eof()
+        gone_on.set()
+        return response
+
+    server = await streams(serve, Tap(), handler=handler, max_buffer=2**24)
+    leader = await slow(server)
+    await eventually(lambda: bool(server.figure("total") == 1))
+    follower = await server.send("/")
+    assert (await follower.receive()).body == b"".join(body)
+    await gone_on.wait()
+    resume(leader)
+    assert await is_broken(leader)
+    await nothing_is_left(server)
+
+
+async def test_what_a_signal_writes_before_the_head_goes_straight_through(serve: Start, quiet: list[Any]) -> None:
+    async def hint(request: web.Request, response: web.StreamResponse) -> None:
+        await request.writer.write(b"early;")
+
+    tap = Tap()
+    middleware = reduce_middleware()
+    app = app_with(tap.handler, middleware)
+    app.on_response_prepare.append(hint)
+    server = await serve(app, middleware=middleware)
+    everybody = await joined(server, 2, tap)
+    tap.let(b"text")
+    tap.end()
+    for one in everybody:
+        assert b"early;" in await one.reader.readuntil(b"HTTP/1.1 200")
+        assert (await one.reader.readuntil(b"text")).count(b"early;") == 0
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("how", ["a task of its own", "a thread"])
+async def test_what_a_returned_body_looks_at_elsewhere_counts_as_well(serve: Start, how: str, quiet: list[Any]) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await server.waiting(1)
+
+        async def look() -> str:
+            return request.headers.get("X-Real-IP", "")
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"first;"
+            if how == "a thread":
+                yield (await asyncio.to_thread(lambda: request.headers.get("X-Real-IP", ""))).encode()
+            else:
+                yield (await asyncio.gather(look()))[0].encode()
+
+        return web.Response(body=body())
+
+    server = await streams(serve, Tap(), handler=handler)
+    leader = await server.send("/", {"X-Real-IP": "1.1.1.1"})
+    follower = await server.send("/", {"X-Real-IP": "2.2.2.2"})
+    assert (await leader.receive()).body == b"first;1.1.1.1"
+    assert b"1.1.1.1" not in await follower.reader.read()
+    await nothing_is_left(server)
+
+
+async def test_those_whose_stream_broke_before_anything_was_sent_run_again_all_at_once(
+    serve: Start, quiet: list[Any]
+) -> None:
+    runs = most = now = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal runs, most, now
+        runs, now = runs + 1, now + 1
+        most = max(most, now)
+        try:
+            await (server.waiting(9) if runs == 1 else asyncio.sleep(0.02))
+            await web.StreamResponse().prepare(request)
+            raise ConnectionResetError("of something else")
+        finally:
+            now -= 1
+
+    server = await streams(serve, Tap(), handler=handler)
+    everybody = [await server.send("/") for _ in range(10)]
+    for one in everybody:
+        await one.reader.read()
+    assert runs == 10
+    assert most >= 7
     await nothing_is_left(server)
