@@ -73,9 +73,10 @@ class Unshared(enum.StrEnum):
     NO_FRESHNESS = "no-freshness"
     """The answer's status (its code is the name) may be for one alone, and it does not say how long it is fresh."""
     STREAM = "stream"
-    """The handler sent the answer itself, took the connection over, or the content is a stream of events."""
+    """The answer is sent in a way that is for one: a WebSocket, sendfile by the handler, a stream of events, any stream
+    under `handler_cancellation`; or it is a stream that could not be joined any more."""
     ONE_SHOT_BODY = "one-shot-body"
-    """The body of the answer can be read only once."""
+    """The body of the answer can be read only once, and the server runs with `handler_cancellation`."""
     RESPONSE_CLASS = "response-class"
     """The answer's class sends its body in a way of its own."""
     SHARE = "share"
