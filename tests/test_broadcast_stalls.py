@@ -409,6 +409,7 @@ async def test_readers_of_a_fair_pace_are_not_cut_off_whoever_of_them_is_the_las
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_PACE", 100 * SIZE)
+        patch.setattr(module, "_AT_LEAST", 0)
         stream = pieces(200)
         for pause, is_fair in ((0.009, True), (0.02, False)):
             broadcast = opened(loop, max_buffer=3_000, stall_timeout=0.05)

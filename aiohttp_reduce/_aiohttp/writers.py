@@ -416,7 +416,9 @@ def cancels_handlers(request: web.BaseRequest) -> bool:
 
 def is_of_connection(task: "asyncio.Task[Any] | None") -> bool:
     """Whether this is the task in which aiohttp runs all that a request goes through (`_handle_request`, 3.0)."""
-    code = getattr(None if task is None else task.get_coro(), "cr_code", None)
+    if task is None or task.done():
+        return False
+    code = getattr(task.get_coro(), "cr_code", None)
     return code is RequestHandler._handle_request.__code__
 
 

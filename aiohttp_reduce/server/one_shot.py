@@ -7,6 +7,7 @@ its own, with the context variables that the handler had, and everybody is serve
 
 import asyncio
 import contextvars
+import functools
 import logging
 import weakref
 from typing import Any
@@ -56,8 +57,9 @@ class OneShot(Stream):
         self._put_body(response, body)
         if self.run is not None:
             # Whoever comes when the answer is over must not be given it, whether or not it was sent.
-            self.run.task.add_done_callback(self._answered)
-            self.run.task = None
+            # (A task that is done must not be asked for its coroutine: Python 3.12.1 crashes.)
+            task, self.run.task = self.run.task, None
+            task.add_done_callback(functools.partial(self._answered, _aiohttp.is_of_connection(task)))
 
     def share(self) -> None:
         if self.producer is not None:
@@ -119,10 +121,10 @@ class OneShot(Stream):
         """Whether this is the body of the first requester's answer."""
         return self._own is not None and self._own() is body
 
-    def _answered(self, task: "asyncio.Task[Any]") -> None:
+    def _answered(self, was_sent: bool, task: "asyncio.Task[Any]") -> None:
         if not self._begun:
             self.close()
-        if self._own is not None and (body := self._own()) is not None and _aiohttp.is_of_connection(task):
+        if self._own is not None and (body := self._own()) is not None and was_sent:
             body.leave_seat()
 
     def _deserted(self) -> None:
