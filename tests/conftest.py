@@ -12,6 +12,8 @@ import pytest_asyncio
 from aiohttp import web
 
 from aiohttp_reduce import ReducingClientSession
+from aiohttp_reduce.broadcast import Broadcast
+from aiohttp_reduce.server import streams as server_streams
 from tests.harness import Server, eventually
 from tests.upstream import Answer, OpenSession, StartUpstream, Upstream, nothing_is_left, reducer_of
 
@@ -81,6 +83,18 @@ async def quiet(caplog: pytest.LogCaptureFixture) -> AsyncIterator[list[Any]]:
     loop.set_exception_handler(None)
     assert not told
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the seconds for which slow readers may hold up others: all of them in turn, and the first of them."""
+
+    def set_times(*, stall: float = 60.0, first: float = 60.0) -> None:
+        defaults: dict[str, Any] = Broadcast.__init__.__kwdefaults__ or {}
+        monkeypatch.setitem(defaults, "stall_timeout", stall)
+        monkeypatch.setattr(server_streams, "_FIRST_TIMEOUT", first)
+
+    return set_times
 
 
 @pytest.fixture(scope="session")

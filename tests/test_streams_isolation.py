@@ -10,7 +10,6 @@ from aiohttp import web
 
 from aiohttp_reduce import broadcast as broadcast_module
 from aiohttp_reduce.broadcast import CHUNK_OVERHEAD, Broadcast
-from aiohttp_reduce.server import streams as server_streams
 
 from .harness import Connection, Server, Start, eventually
 from .streaming import Tap, Wires, arrived, is_broken, joined, kept, nothing_is_left, pause, resume, slow, streams
@@ -31,18 +30,6 @@ def handler_of(request: pytest.FixtureRequest) -> Any:
 
 
 Times = Callable[..., None]
-
-
-@pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> Times:
-    """Set the seconds for which slow readers may hold up others: all of them in turn, and the first of them."""
-
-    def set_times(*, stall: float = LONG, first: float = LONG) -> None:
-        defaults: dict[str, Any] = Broadcast.__init__.__kwdefaults__ or {}
-        monkeypatch.setitem(defaults, "stall_timeout", stall)
-        monkeypatch.setattr(server_streams, "_FIRST_TIMEOUT", first)
-
-    return set_times
 
 
 @pytest.fixture

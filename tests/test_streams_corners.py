@@ -1,0 +1,588 @@
+"""Corners of streamed answers that nothing else looks into: each test fails without one line that is easily lost."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.harness import Start, eventually
+from tests.streaming import Tap, Wires, arrived, is_broken, joined, nothing_is_left, resume, slow, streams
+from tests.test_streams_coding import GZIP, Held, joins, noise, plain
+from tests.test_streams_isolation import BODY, PIECE, PIECES, received
+
+
+async def test_a_buffer_that_the_handler_uses_again_is_as_it_was_when_it_was_written(serve: Start) -> None:
+    go_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        buffer = bytearray(b"one ")
+        await response.write(buffer)
+        buffer[:] = b"two "
+        await response.write(buffer)
+        buffer[:] = b"gone"
+        await go_on.wait()
+        return response
+
+    server = await streams(serve, Tap(), handler=handler)
+    first = await server.send("/")
+    await arrived(b"two ", first)
+    late = await server.send("/")
+    await arrived(b"two ", late)
+    go_on.set()
+    assert [(await one.receive()).body for one in (first, late)] == [b"one two "] * 2
+    await nothing_is_left(server)
+
+
+async def test_tasks_of_a_handler_that_write_at_once_are_sent_in_their_order(
+    serve: Start, times: Any, quiet: list[Any]
+) -> None:
+    times()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in PIECES[:-1]:
+            await response.write(piece)
+        large = asyncio.create_task(response.write(b"L" * 0x60000))
+        small = asyncio.create_task(response.write(b"small"))
+        await asyncio.wait([large, small])
+        return response
+
+    tap, wires = Tap(), Wires()
+    begin = asyncio.Event()
+
+    async def held(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        await begin.wait()
+        return await handler(request)
+
+    server = await streams(serve, tap, handler=held, outer=[wires], max_buffer=0x100000)
+    (leader,) = await joined(server, 1, tap)
+    stuck = await slow(server)
+    await server.waiting(1)
+    begin.set()
+    await wires.blocked(1)
+    await asyncio.sleep(0.1)
+    resume(stuck)
+    expected = b"".join(PIECES[:-1]) + b"L" * 0x60000 + b"small"
+    assert [await received(leader), await received(stuck)] == [expected] * 2
+
+
+async def test_what_a_handler_wrote_is_sent_also_where_it_did_not_wait_for_room(
+    serve: Start, times: Any, quiet: list[Any]
+) -> None:
+    times()
+    timeouts = []
+    tap, wires = Tap(), Wires()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        await tap._head.wait()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in PIECES:
+            try:
+                await asyncio.wait_for(response.write(piece), 0.01)
+            except TimeoutError:
+                timeouts.append(piece)
+        return response
+
+    server = await streams(serve, tap, handler=handler, outer=[wires], max_buffer=4 * PIECE)
+    (leader,) = await joined(server, 1, tap)
+    stuck = await slow(server)
+    await server.waiting(1)
+    tap.send_head()
+    await eventually(lambda: bool(timeouts))
+    resume(stuck)
+    assert [await received(leader), await received(stuck)] == [BODY] * 2
+    await nothing_is_left(server)
+
+
+async def test_whoever_comes_after_a_write_to_nobody_begins_anew(serve: Start, quiet: list[Any]) -> None:
+    tap, wires = Tap(), Wires()
+    writes: list[Any] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        response = web.StreamResponse()
+        await tap._head.wait()
+        await response.prepare(request)
+        async for piece in tap.pieces():
+            try:
+                await response.write(piece)
+                writes.append(None)
+            except ConnectionError as exception:
+                writes.append(exception)
+        return response
+
+    server = await streams(serve, tap, handler=handler, outer=[wires])
+    everybody = await joined(server, 2, tap)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", *everybody)
+    for number, one in enumerate(everybody):
+        one.abort()
+        await wires.disconnected(number)
+    tap.let(b"two ")  # by this their readers find out
+    await eventually(lambda: not [task for task in asyncio.all_tasks() if "Producer._serve" in repr(task)])
+    tap.let(b"three ")
+    await eventually(lambda: len(writes) == 3)
+    assert isinstance(writes[2], ConnectionError)
+    newcomer = await server.send("/")
+    await eventually(lambda: len(wires.protocols) == 3)
+    await asyncio.sleep(0.01)
+    tap.let(b"four")
+    tap.end()
+    assert await received(newcomer) == b"one two three four"
+    assert tap.runs == 2
+    await nothing_is_left(server)
+
+
+async def test_a_first_requester_whose_reader_is_cancelled_gets_no_whole_body(serve: Start) -> None:
+    tap = Tap()
+    server = await streams(serve, tap)
+    leader, follower = await joined(server, 2, tap)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", leader, follower)
+    (task,) = [task for task in asyncio.all_tasks() if "Producer._serve" in repr(task)]
+    task.cancel()
+    await asyncio.wait([task])
+    tap.let(b"two")
+    tap.end()
+    assert await is_broken(leader)
+    assert await received(follower) == b"one two"
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_slow_follower_gets_the_end_of_a_compressed_body_long_after_the_first_requester(
+    serve: Start, ends: bool, times: Any, quiet: list[Any]
+) -> None:
+    times()
+    tap, wires = Tap(), Wires()
+    pieces = [noise(PIECE, number) for number in range(60)]
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        await tap._head.wait()
+        response = web.StreamResponse()
+        response.enable_compression()
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+        if ends:
+            await response.write_eof()
+        return response
+
+    server = await streams(serve, tap, handler=handler, outer=[wires])
+    leader = await server.send("/", GZIP)
+    await eventually(lambda: tap.runs == 1)
+    stuck = await slow(server, headers=GZIP)
+    await server.waiting(1)
+    tap.send_head()
+    await wires.blocked(1)
+    assert plain(await leader.receive()) == b"".join(pieces)
+    resume(stuck)
+    assert plain(await stuck.receive()) == b"".join(pieces)
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("size", [100, 10_000])
+async def test_who_joins_at_the_last_call_gets_the_end_of_a_compressed_body(
+    serve: Start, ends: bool, size: int, quiet: list[Any], monkeypatch: Any
+) -> None:  # T6b
+    runs = []
+    ended = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        runs.append(1)
+        response = web.StreamResponse()
+        response.enable_compression()
+        await response.prepare(request)
+        await response.write(noise(size))
+        await asyncio.sleep(0.01)
+        loop.call_soon(send)
+        if ends:
+            await response.write_eof(b"last")
+        ended.set()
+        return response
+
+    from aiohttp_reduce.server import last_call
+
+    monkeypatch.setattr(last_call, "_PASSES", 200)
+    loop = asyncio.get_running_loop()
+    server = await streams(serve, Tap(), handler=handler)
+    first, late = await server.send("/", GZIP), await server.connect()
+
+    def send() -> None:
+        late.writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n")
+
+    expected = noise(size) + (b"last" if ends else b"")
+    assert plain(await first.receive()) == expected
+    assert plain(await late.receive()) == expected
+    assert len(runs) == 1
+    await nothing_is_left(server)
+
+
+async def test_the_last_piece_reaches_all_where_somebody_joins_while_it_is_compressed(
+    serve: Start, quiet: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    runs = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        runs.append(1)
+        response = web.StreamResponse()
+        response.enable_compression()
+        await response.prepare(request)
+        await response.write(b"first, ")
+        await response.write_eof(noise(20_000))
+        return response
+
+    server = await streams(serve, Tap(), handler=handler, headers=())
+    first = await server.send("/", GZIP)
+    await eventually(lambda: held.begun == 1)
+    late = await joins(server, GZIP)
+    await asyncio.sleep(0.01)
+    held.go_on.set()
+    expected = b"first, " + noise(20_000)
+    assert [plain(await one.receive()) for one in (first, late)] == [expected] * 2
+    assert len(runs) == 1
+    await nothing_is_left(server)
+
+
+async def test_nobody_joins_what_the_handler_has_ended(serve: Start, quiet: list[Any]) -> None:
+    runs: list[int] = []
+    go_on = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        runs.append(1)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"all")
+        await response.write_eof()
+        if len(runs) == 1:
+            await go_on.wait()
+        return response
+
+    server = await streams(serve, Tap(), handler=handler)
+    first = await server.send("/")
+    assert await received(first) == b"all"
+    await asyncio.sleep(0.01)
+    assert (await server.get("/")).body == b"all"
+    assert len(runs) == 2
+    go_on.set()
+    await nothing_is_left(server)
+
+
+async def test_nobody_can_write_on_to_what_the_handler_has_ended(serve: Start, quiet: list[Any]) -> None:
+    tap = Tap()
+    told: list[Any] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await tap.handler(request)
+        await response.write_eof()
+        return response
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        try:
+            await response.write(b"more")
+        except RuntimeError as exception:
+            told.append(str(exception))
+        return response
+
+    server = await streams(serve, tap, handler=handler, outer=[outer])
+    everybody = await joined(server, 2, tap)
+    tap.let(b"all")
+    tap.end()
+    assert [await received(one) for one in everybody] == [b"all"] * 2
+    assert told == ["Cannot call write() after write_eof()"] * 2
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("one_shot", [False, True])
+async def test_each_is_raised_an_exception_of_its_own(serve: Start, one_shot: bool, quiet: list[Any]) -> None:
+    tap = Tap()
+    raised: list[Exception] = []
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        try:
+            response: web.StreamResponse = await handler(request)
+        except Exception as exception:
+            raised.append(exception)
+            raise
+        return response
+
+    server = await streams(serve, tap, outer=[outer])
+    everybody = await joined(server, 3, tap)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", *everybody)
+    tap.end(RuntimeError("broken"))
+    assert [await is_broken(one) for one in everybody] == [True] * 3
+    assert [str(one) for one in raised] == ["broken"] * 3
+    assert len({id(one) for one in raised}) == 3
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("raised", [ConnectionResetError, web.HTTPFound, asyncio.CancelledError, RuntimeError])
+async def test_who_was_sent_nothing_of_what_broke_off_for_one_gets_another(serve: Start, raised: Any) -> None:
+    tap = Tap()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        run = tap.runs
+        await tap._head.wait()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if run == 1:
+            raise raised("/") if raised is web.HTTPFound else raised()
+        await response.write(b"whole")
+        return response
+
+    server = await streams(serve, tap, handler=handler)
+    _, *followers = await joined(server, 3, tap)
+    tap.send_head()
+    if raised is RuntimeError:
+        assert [await is_broken(one) for one in followers] == [True, True]
+        assert tap.runs == 1
+        return
+    assert [await received(one) for one in followers] == [b"whole"] * 2
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("status", [200, 204])
+async def test_who_gets_a_head_alone_holds_nobody_up(serve: Start, times: Any, status: int) -> None:
+    times()
+    tap = Tap()
+    server = await streams(serve, tap, max_buffer=4 * PIECE)
+    everybody = [await server.send("/", method="HEAD")]
+    await eventually(lambda: tap.runs == 1)
+    everybody.append(await server.send("/", method="HEAD"))
+    await server.waiting(1)
+    tap.send_head()
+    tap.let(*PIECES)
+    tap.end()
+    await eventually(lambda: tap.ended == [None])
+    assert (await everybody[1].receive(head_only=True)).status == 200
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("follower", [True])
+async def test_who_ends_a_body_without_waiting_truncates_it_for_nobody(
+    serve: Start, times: Any, follower: bool
+) -> None:
+    times()
+    tap, wires = Tap(), Wires()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        await tap._head.wait()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in PIECES:
+            await response.write(piece)
+        try:
+            async with asyncio.timeout(0.3):
+                await response.write_eof()
+        except TimeoutError:
+            tap.ended.append(None)
+        return response
+
+    server = await streams(serve, tap, handler=handler, outer=[wires])
+    leader = await slow(server)
+    await eventually(lambda: tap.runs == 1)
+    if follower:
+        await server.send("/")
+        await server.waiting(1)
+    tap.send_head()
+    await eventually(lambda: tap.ended == [None])
+    await asyncio.sleep(0.05)
+    resume(leader)
+    try:
+        body = await received(leader)
+    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+        body = BODY
+    assert body == BODY
+
+
+async def test_whoever_is_cut_off_is_no_error_of_the_server(serve: Start, times: Any, caplog: Any) -> None:
+    times(stall=0.1)
+    tap, wires = Tap(), Wires()
+    server = await streams(serve, tap, outer=[wires], max_buffer=4 * PIECE)
+    (leader,) = await joined(server, 1, tap)
+    await slow(server)
+    await server.waiting(1)
+    tap.send_head()
+    tap.let(*PIECES)
+    tap.end()
+    assert await received(leader) == BODY
+    await wires.disconnected(1)
+    await nothing_is_left(server)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+class Looks(Tap):
+    """A tap whose pieces may be functions of the request."""
+
+    async def handler(self, request: web.Request) -> web.StreamResponse:
+        self.runs += 1
+        await self._head.wait()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        async for piece in self.pieces():
+            await response.write(piece(request) if callable(piece) else piece)
+            self.written += 1
+        return response
+
+
+async def test_whoever_has_left_is_not_turned_away_any_more(serve: Start, quiet: list[Any]) -> None:
+    tap, wires = Looks(), Wires()
+    server = await streams(serve, tap, outer=[wires])
+    leader = await server.send("/", {"User-Agent": "a"})
+    await eventually(lambda: tap.runs == 1)
+    leaving, staying = await server.send("/", {"User-Agent": "b"}), await server.send("/", {"User-Agent": "a"})
+    await server.waiting(2)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", leader, leaving, staying)
+    number = next(
+        number
+        for number in (1, 2)
+        if wires.protocols[number].transport.get_extra_info("peername") == leaving.writer.get_extra_info("sockname")
+    )
+    wires.cancel(number)
+    await wires.disconnected(number)
+    tap.let(lambda request: b"two " + request.headers["User-Agent"].encode())  # type: ignore[arg-type]
+    tap.end()
+    assert [await received(one) for one in (leader, staying)] == [b"one two a"] * 2
+    assert server.figure("unshared") == {}
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("one_shot", [False, True])
+async def test_a_handler_that_ends_is_no_error_where_the_first_requester_is_gone(
+    serve: Start, one_shot: bool, quiet: list[Any], caplog: Any
+) -> None:
+    tap, wires = Tap(), Wires()
+    server = await streams(serve, tap, handler=tap.one_shot if one_shot else tap.handler, outer=[wires])
+    leader, follower = await joined(server, 2, tap)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", leader, follower)
+    leader.abort()
+    await wires.disconnected(0)
+    tap.let(b"two ")
+    await arrived(b"two ", follower)
+    tap.end()
+    assert await received(follower) == b"one two "
+    await nothing_is_left(server)
+    assert server.figure("errors", "/") == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_nobody_joins_a_body_that_is_taken_for_something_else(serve: Start, quiet: list[Any]) -> None:
+    tap = Tap()
+    taken: list[bytes] = []
+
+    class Takes:
+        async def write(self, chunk: bytes) -> None:
+            taken.append(chunk)
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> web.StreamResponse:
+        response = await handler(request)
+        if "X-Takes" in request.headers:
+            await response.body.write(Takes())
+            return web.Response(body=b"".join(taken))
+        return response
+
+    server = await streams(serve, tap, handler=tap.one_shot, outer=[outer])
+    first = await server.send("/", {"X-Takes": "1"})
+    tap.send_head()
+    tap.let(b"one ")
+    await eventually(lambda: bool(taken))
+    newcomer = await server.send("/")
+    await arrived(b"one ", newcomer)
+    assert tap.runs == 2
+    tap.end()
+    assert [await received(first), await received(newcomer)] == [b"one ", b"one "]
+    await nothing_is_left(server)
+
+
+async def test_who_joins_while_a_piece_is_compressed_does_not_wait_for_the_first_requester(
+    serve: Start, times: Any, quiet: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times()
+    held, tap, wires = Held(monkeypatch), Tap(), Wires()
+    large = noise(0x400000)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        response = web.StreamResponse()
+        response.enable_compression()
+        await response.prepare(request)
+        await response.write(large)
+        await response.write(b"last")
+        return response
+
+    server = await streams(
+        serve, tap, handler=handler, outer=[wires], headers=(), max_buffer=2**25, max_buffer_total=2**26
+    )
+    leader = await slow(server, headers=GZIP)
+    await eventually(lambda: held.begun == 1)
+    late = await joins(server, GZIP)
+    await asyncio.sleep(0.02)
+    held.go_on.set()
+    assert plain(await late.receive()) == large + b"last"
+    resume(leader)
+    assert plain(await leader.receive()) == large + b"last"
+    await nothing_is_left(server)
+
+
+async def test_preparing_for_a_client_that_leaves_meanwhile_raises(serve: Start, quiet: list[Any]) -> None:
+    wires = Wires()
+    raised: list[Any] = []
+    signalled, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        try:
+            await response.prepare(request)
+        except ConnectionError as exception:
+            raised.append(exception)
+            raise
+        raised.append(None)
+        return response
+
+    async def signal(request: web.Request, response: web.StreamResponse) -> None:
+        signalled.set()
+        await go_on.wait()
+
+    @web.middleware
+    async def inner(request: web.Request, handler: Any) -> Any:
+        return await handler(request)
+
+    from aiohttp_reduce import reduce_middleware
+    from tests.harness import app_with
+
+    middleware = reduce_middleware()
+    app = app_with(handler, middleware, outer=[wires])
+    app.on_response_prepare.append(signal)
+    server = await serve(app, middleware=middleware)
+    one = await server.send("/")
+    await signalled.wait()
+    one.abort()
+    await wires.disconnected(0)
+    go_on.set()
+    await eventually(lambda: len(raised) == 1)
+    assert isinstance(raised[0], ConnectionError)
+    await nothing_is_left(server)
