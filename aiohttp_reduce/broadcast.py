@@ -71,7 +71,7 @@ class Broadcast:
       the producer waits until all that there is was read.
     - `stall_timeout`: seconds for which slow consumers may hold up starving ones, summed over the broadcast.
     - `first_timeout`: the same for the consumer that `watch_first` was told of, if it reads nothing at all meanwhile;
-      less (a third at least) in the first four times that long.
+      less (a fifth at least) in the first four times that long.
     - `resume_at`: what part of `max_buffer` may still be kept when a producer that waited goes on. With less than all
       of it readers get many chunks at once, where they would be woken for each.
     - `on_close` is called once when nobody can join any more, `on_desert` when the last consumer left before the end.
@@ -366,7 +366,7 @@ class Broadcast:
 
     def _time_first(self, idle: int) -> None:
         # A part of the time for which the stream has been going on, so that a short one is not held up for long.
-        timeout = min(self._first_timeout, max(0.3 * self._first_timeout, (self.loop.time() - self._began) / 4))
+        timeout = min(self._first_timeout, max(self._first_timeout / 5, (self.loop.time() - self._began) / 4))
         self._first_timer = self.loop.call_later(timeout / _LOOKS, self._look_at_first, self._progress_of_first(), idle)
 
     def _look_at_first(self, before: object, idle: int) -> None:
