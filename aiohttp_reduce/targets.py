@@ -12,7 +12,8 @@ T = TypeVar("T")
 class TargetTable(FlightTable[T]):
     """The first flight on a target stands under that target, those of other identities under their full identity.
 
-    So a lookup is never a scan. `crowds` says how many stand under their identity, by target.
+    So a lookup is never a scan. `crowds` says how many stand under their identity, by target, and of which targets it
+    has to be known for another reason that there is more than what stands under them (`crowd`).
     """
 
     __slots__ = ("crowds",)
@@ -32,14 +33,22 @@ class TargetTable(FlightTable[T]):
             return target, None
         key = identity()
         if key not in self.flights:
-            self.crowds[target] = self.crowds.get(target, 0) + 1
+            self.crowd(target)
         return key, target
+
+    def crowd(self, target: Hashable) -> None:
+        """There is more to this target than what stands under it; until as many calls of `uncrowd`."""
+        self.crowds[target] = self.crowds.get(target, 0) + 1
+
+    def uncrowd(self, target: Hashable) -> None:
+        """There is less again."""
+        self.crowds[target] -= 1
+        if not self.crowds[target]:
+            del self.crowds[target]
 
     def remove(self, flight: Flight[Any]) -> None:
         key = flight.key
         if self.flights.get(key) is flight:
             del self.flights[key]
             if self.crowds and (target := getattr(flight, "crowds_target", None)) is not None:
-                self.crowds[target] -= 1
-                if not self.crowds[target]:
-                    del self.crowds[target]
+                self.uncrowd(target)

@@ -114,7 +114,7 @@ async def test_a_copy_shares_nothing_that_one_sending_changes(serve: Start) -> N
     original = web.Response(text="ä", headers={"X-A": "1"}, status=299, reason="Fine")
     assert original.charset == "utf-8"
     fields = _aiohttp.fields_of_any_sending(vars(original))
-    copy = _aiohttp.rebuild(web.Response, fields, (), original.headers, {}, None)
+    copy = _aiohttp.rebuild(web.Response, fields, original.headers, {})
     assert isinstance(copy, web.Response)
     copy.headers["X-A"] = "2"
     copy.charset = "latin-1"

@@ -2,12 +2,14 @@
 
 import asyncio
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiohttp import web
 
 from aiohttp_reduce import reduce_middleware
 from aiohttp_reduce.server.passes import PassMarkers
+from aiohttp_reduce.targets import TargetTable
 from tests.harness import Gate, Start, app_with, eventually
 from tests.herds import Herds, herds
 
@@ -158,35 +160,43 @@ async def test_nothing_is_left_of_runs_that_pass(serve: Start, noise: Any, *, ca
     await eventually(server.nothing_is_left)
 
 
+def a_table() -> TargetTable[Any]:
+    return TargetTable(mock.Mock(), lambda: 0.0)
+
+
 def test_a_marker_holds_for_a_few_seconds_from_when_it_was_set() -> None:
-    passes = PassMarkers()
+    table = a_table()
+    passes = PassMarkers(table)
     passes.set("/", "a", now=100.0)
     assert passes.holds("/", "a", now=102.9)
     assert not passes.holds("/", "b", now=100.0)
     assert not passes.holds("/b", "a", now=100.0)
     assert not passes.holds("/", "a", now=103.0)
-    assert (len(passes), passes.by_target) == (0, {})
+    assert (len(passes), passes.by_target, table.crowds) == (0, {}, {})
 
 
 def test_the_oldest_marker_makes_room() -> None:
-    passes = PassMarkers()
+    table = a_table()
+    passes = PassMarkers(table)
     for number in range(1500):
         passes.set(f"/{number}", number, now=0.0)
     assert [passes.holds(f"/{number}", number, now=0.0) for number in (499, 500, 1499)] == [False, True, True]
 
 
 def test_markers_are_bounded() -> None:
-    passes = PassMarkers()
+    table = a_table()
+    passes = PassMarkers(table)
     for number in range(5000):
         passes.set(f"/{number % 700}", number, now=0.0)
         passes.set(f"/{number % 700}", number, now=0.0)
         assert len(passes) <= 1000
+        assert table.crowds == dict.fromkeys(passes.by_target, 1)
         assert passes.holds(f"/{number % 700}", number, now=0.0)
     assert sum(map(len, passes.by_target.values())) == len(passes) > 500
     for number in range(5000):
         passes.delete(f"/{number % 700}", number)
         passes.delete(f"/{number % 700}", number)
-    assert (len(passes), passes.by_target) == (0, {})
+    assert (len(passes), passes.by_target, table.crowds) == (0, {}, {})
 
 
 async def test_a_herd_in_parallel_at_a_marker_takes_no_longer_than_one(serve: Start) -> None:

@@ -10,6 +10,7 @@ from aiohttp import EMPTY_PAYLOAD, web
 from aiohttp.test_utils import make_mocked_request
 
 from aiohttp_reduce.server import ReduceMiddleware
+from tests.harness import is_uncrowded
 
 T = TypeVar("T")
 
@@ -98,6 +99,6 @@ class Door:
     def nothing_is_left(self) -> bool:
         stats = self.middleware.stats
         tables = self.middleware._tables.values()
-        return all(not table.flights and not table.crowds for table in tables) and not (
+        return all(not table.flights and is_uncrowded(table) for table in tables) and not (
             stats["waiting"] or stats["in_flight"]
         )

@@ -13,6 +13,11 @@ EVERYTHING: Final = ""
 REMOTE: Final = "(remote)"
 """Stands there for `request.remote`: no header is named so."""
 
+USUALLY_LOOKED_UP: Final = 4
+"""How many of a request's cached properties aiohttp has looked up before any middleware runs.
+
+They are `method`, `rel_url` (to find the route), `headers` (for Expect) and `match_info` (3.12)."""
+
 _EMPTY: Final[dict[Any, Any]] = {}
 _NOT_LENT: Final = -1
 
@@ -56,17 +61,12 @@ def lend(request: web.Request, headers: Any, state: Any, kept: frozenset[str]) -
     state.under = request._state
     state.headers = headers
     request._state = state
-    # As `hook_heads` does, without the call.
-    attributes = request.__dict__
-    if "_prepare_hook" in attributes:
-        hook_heads(request, headers)
-    else:
-        attributes["_prepare_hook"] = headers
+    hook_heads(request, headers)
     cache = request._cache
     cache["headers"] = headers
     if (
-        # What aiohttp has looked up itself before the first middleware (m: 0.04 us to see that, 0.2 for the rest).
-        len(cache) != 4 or "rel_url" not in cache or "method" not in cache or "match_info" not in cache
+        # (m: 0.04 us to see that, 0.2 for the rest.)
+        len(cache) != USUALLY_LOOKED_UP or "rel_url" not in cache or "method" not in cache or "match_info" not in cache
     ) and not kept.isdisjoint(cache):
         _forget_looked_up(request, headers, kept)
     headers.looked_up = len(cache)
@@ -97,11 +97,7 @@ def take_back(request: web.BaseRequest, headers: Any) -> None:
     """Put back what `lend` took away, and note what was looked up otherwise than in the headers."""
     cache = request._cache
     under = headers.under
-    attributes = request.__dict__
-    if attributes.get("_prepare_hook") is headers:
-        del attributes["_prepare_hook"]
-    else:
-        unhook_heads(request, headers)
+    unhook_heads(request, headers)
     if request._headers is headers:
         request._headers = cache["headers"] = under
         state: Any = request._state

@@ -1,11 +1,14 @@
 """What we ask of an incoming request, its connection and its writer, beyond what aiohttp promises."""
 
 from collections.abc import Callable, Hashable
+from types import MethodType
 from typing import Any, Final
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_urldispatcher import SystemRoute
 from multidict import CIMultiDict, CIMultiDictProxy
+
+from .writers import SETS_PLAINLY
 
 # `SystemRoute` (3.0): the route of a request that matched none; a new one is made for each such request.
 UNROUTED: Final = SystemRoute
@@ -32,6 +35,72 @@ def at_the_door(
         match_info._route,
         match_info._current_app,
     )
+
+
+def target_of(request: web.BaseRequest) -> str:
+    """Under what a request's flight stands in the table: its raw target, with the method in front unless it is GET."""
+    method, path = request._method, request._message.path
+    return path if method == "GET" else f"{method} {path}"
+
+
+def is_ordinary(request: web.Request, stats_path: str | None) -> bool:
+    """Whether a request's route and application are such that nothing odd can be about requests that come this way.
+
+    That is a route of a plain or dynamic resource, found by aiohttp's own router (so that the request has the
+    `USUALLY_LOOKED_UP` looked up), whose path is not `stats_path`.
+    """
+    match_info: Any = request._match_info
+    resource: Any = match_info._route.resource
+    if (
+        not SETS_PLAINLY
+        or type(request).__setattr__ is not object.__setattr__
+        or type(resource) not in (web.PlainResource, web.DynamicResource)
+        or type(match_info._apps[0].router).resolve is not web.UrlDispatcher.resolve
+    ):
+        return False
+    if stats_path is None:
+        return True
+    known = resource.get_info()
+    pattern = known.get("pattern")
+    return bool(known.get("path") != stats_path if pattern is None else pattern.fullmatch(stats_path) is None)
+
+
+def is_first_middleware(request: web.Request, middleware: object) -> bool:
+    """Whether nothing of the application's has seen such a request before this middleware, and it is there but once."""
+    match_info: Any = request._match_info
+    root, app = match_info._apps[0], match_info._current_app
+    return (
+        root is app
+        and root.middlewares[0] is middleware
+        and sum([other is middleware for other in root.middlewares]) == 1
+        and type(root)._make_request is web.Application._make_request
+        and type(root)._handle is web.Application._handle
+    )
+
+
+def is_untouched(request: web.Request) -> bool:
+    """Whether nothing is lent or hooked to a request, and what was looked up is what aiohttp does (`USUALLY_LOOKED_UP`)."""
+    cache = request._cache
+    return (
+        request._headers is request._message.headers
+        and "method" in cache
+        and "rel_url" in cache
+        and "match_info" in cache
+        and type(request._prepare_hook) is MethodType
+    )
+
+
+def head_of(request: web.Request) -> Any:
+    """What two GETs without TLS agree in if they certainly do in route, version, host and every header; None if that
+    cannot be said so shortly.
+
+    For requests that are as they were received. `same_head` says it of others.
+    """
+    message = request._message
+    if hdrs.HOST not in message.headers:
+        return None
+    match_info: Any = request._match_info
+    return message.raw_headers, message.version, match_info._route, match_info
 
 
 def host_of(request: web.BaseRequest) -> Any:

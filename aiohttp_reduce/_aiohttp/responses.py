@@ -46,27 +46,26 @@ def copied_jar(jar: SimpleCookie) -> SimpleCookie:
 
 
 def rebuild(
-    cls: type[web.StreamResponse],
-    fields: Mapping[str, Any],
-    containers: Iterable[str],
-    headers: CIMultiDict[str],
-    state: Mapping[Any, Any],
-    cookies: SimpleCookie | None,
+    cls: type[web.StreamResponse], fields: dict[str, Any], headers: CIMultiDict[str], state: dict[Any, Any]
 ) -> web.StreamResponse:
-    """A response object of its own, of the given class, without running its `__init__` (3.12 attributes).
-
-    `containers` are the fields that each copy needs a copy of.
-    """
+    """A response object of its own, of the given class, without running its `__init__` (3.12 attributes)."""
     response = cls.__new__(cls)
+    attributes = fields.copy()
+    attributes["_headers"] = headers.copy()
+    attributes["_state"] = state.copy()
+    response.__dict__ = attributes  # (m: 0.35 us in all; to update the one that is there, 0.56)
+    return response
+
+
+def add_copies(
+    response: web.StreamResponse, fields: Mapping[str, Any], containers: Iterable[str], cookies: SimpleCookie | None
+) -> None:
+    """Put copies of those fields that are `containers`, and of the cookies, into a response."""
     attributes = response.__dict__
-    attributes.update(fields)
     for name in containers:
         attributes[name] = fields[name].copy()
-    attributes["_headers"] = headers.copy()
-    attributes["_state"] = dict(state)
     if cookies is not None:
         attributes["_cookies"] = copied_jar(cookies)
-    return response
 
 
 def response_state(response: web.StreamResponse) -> dict[Any, Any]:
@@ -78,17 +77,19 @@ def response_state(response: web.StreamResponse) -> dict[Any, Any]:
 _PIECE: Final = 0x40000
 
 
-def send_in_pieces(response: web.StreamResponse) -> None:
-    """Let a large body be sent piece by piece, each when the client has read the one before.
+def send_in_pieces(response: web.StreamResponse) -> bool:
+    """Let a large body be sent piece by piece, each when the client has read the one before. False for any other.
 
     aiohttp's writer joins head and body before it sends them on many a Python (`SKIP_WRITELINES`, 3.12), so that each
     of a herd would hold a copy of the body until its client has read it.
     """
     if not isinstance(response, web.Response) or response.chunked or sends_its_body_itself(response):
-        return
+        return False
     body = response._body
-    if isinstance(body, bytes) and len(body) > _PIECE:
-        response.__dict__["write_eof"] = _InPieces(response)
+    if not isinstance(body, bytes) or len(body) <= _PIECE:
+        return False
+    response.__dict__["write_eof"] = _InPieces(response)
+    return True
 
 
 class _InPieces:

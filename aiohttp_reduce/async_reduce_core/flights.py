@@ -134,13 +134,17 @@ class Flight(Generic[T]):
 
     def join(self, waiter: Waiter[T], deadline: float = math.inf) -> None:
         """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed."""
-        if self.waiters is NOBODY:
-            self.waiters = {}
-        self.waiters[waiter.future] = waiter
+        waiters = self.waiters
+        if waiters is NOBODY:
+            waiters = self.waiters = {}
+        waiters[waiter.future] = waiter
         waiter.flights.append(self)
+        deadlines = self._deadlines
+        if deadlines and deadlines[-1][0] <= deadline < math.inf:
+            deadlines.append((deadline, waiter))  # as nearly always: the timer runs
+            return
         if deadline == math.inf:
             return
-        deadlines = self._deadlines
         if deadlines is None:
             deadlines = self._deadlines = deque()
         if not deadlines or deadlines[-1][0] <= deadline:

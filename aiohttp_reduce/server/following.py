@@ -5,7 +5,8 @@ or leads one, and the first outcome wins.
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from ..stats import Unshared
 from .late_run import LateRun
 from .leading import Settings, is_error
 from .reading import Reader
-from .replay import Outcome, mark_not_collapsed
+from .replay import Answer, Outcome, mark_not_collapsed
 from .routes import Route
 from .streams import Stream
 from .table import RequestFlight, RequestTable
@@ -35,54 +36,51 @@ class Follower(Waiter[Outcome]):
     """
 
     passes: tuple[str, Hashable] | None = None
+    certificate: bytes | None = None
+    key_value: Any = None
+    # What a run of its own may change: see `look_at_request`.
+    mapping: Mapping[Any, Any] = MappingProxyType({})
+    has_attributes = False
     seat: Reader | None = None
     # Whether a stream broke off before it had sent anything of it: it does not wait for another one that may.
     has_lost = False
 
     def __init__(
-        self,
-        settings: Settings,
-        table: RequestTable,
-        request: web.Request,
-        handler: Handler,
-        route: Route,
-        target: str,
-        certificate: bytes | None,
-        key_value: Any,
-        arrived: float,
+        self, table: RequestTable, request: web.Request, handler: Handler, route: Route, arrived: float
     ) -> None:
         # What `Waiter.__init__` does, without the call: this is made for every follower.
         self.future = table.loop.create_future()
         self.flights = []
-        self.settings = settings
         self.table = table
         self.request = request
         self.handler = handler
         self.route = route
-        self.target = target
-        self.certificate = certificate
-        self.key_value = key_value
         self.arrived = arrived
-        # What a run of its own may change.
-        self.mapping = _aiohttp.mapping_of(request)
-        self.has_attributes = _aiohttp.has_own_attributes(request)
+
+    def look_at_request(self) -> None:
+        """Look at what outer middlewares have put into the request."""
+        self.mapping = _aiohttp.mapping_of(self.request)
+        self.has_attributes = _aiohttp.has_own_attributes(self.request)
+
+    @property
+    def settings(self) -> Settings:
+        """What the middleware was made with."""
+        return self.table.settings
+
+    @property
+    def target(self) -> str:
+        """Where the first flight of its identity stands in the table."""
+        return _aiohttp.target_of(self.request)
 
     def can_lead(self) -> bool:
         return _aiohttp.can_answer(self.request)
 
     async def follow(self, flight: RequestFlight) -> web.StreamResponse:
         """Join the flight and return or raise its outcome, or that of whatever had to be done instead."""
-        try:
-            return await self._follow(flight)
-        finally:
-            if self.seat is not None:
-                self.seat.stream.detach(self.seat)
-
-    async def _follow(self, flight: RequestFlight) -> web.StreamResponse:
-        counters = self.route.counters
         outcome: Any = flight.outcome
         if outcome is PENDING:
-            flight.join(self, self.arrived + self.settings.max_wait)
+            flight.join(self, self.arrived + self.table.settings.max_wait)
+            counters = self.route.counters
             counters.waiting += 1
             try:
                 outcome = await self.future
@@ -91,25 +89,33 @@ class Follower(Waiter[Outcome]):
                 raise
             finally:
                 counters.waiting -= 1
+            if type(outcome) is Answer and outcome.is_simple and not self.has_attributes:
+                # What most followers get, and all that `_take` would do for them.
+                counters.reduced += 1
+                if outcome.reads is not None:
+                    outcome.reads.pass_on(self.request)
+                return outcome.make_another()
+        else:
+            self._comes_late(flight, outcome)
+        try:
             if isinstance(outcome, Wake):
                 try:
                     return await self._wait_on(outcome)
                 except BaseException:
                     self.leave()  # whatever went wrong: nobody may wait for this one
                     raise
-        else:
-            outcome.herd += 1
-            counters.largest_herd = max(counters.largest_herd, outcome.herd)
-            if outcome.for_nobody_else:
-                flight.close()  # it is for nobody; those to come lead their own
-        # As `_given` does, without a coroutine for it: this is the path of every follower.
-        made = self._take(outcome)
-        if made is _REFUSED:
-            return await self.run_alone()
-        if outcome.is_stream:
-            return await self._deliver(outcome, made)
-        response: web.StreamResponse = made
-        return response
+            return await self._given(outcome)
+        finally:
+            if self.seat is not None:
+                self.seat.stream.detach(self.seat)
+
+    def _comes_late(self, flight: RequestFlight, outcome: Outcome) -> None:
+        """The flight had landed, and was still open."""
+        counters = self.route.counters
+        outcome.herd += 1
+        counters.largest_herd = max(counters.largest_herd, outcome.herd)
+        if outcome.for_nobody_else:
+            flight.close()  # it is for nobody; those to come lead their own
 
     async def _deliver(self, stream: Any, made: Any) -> web.StreamResponse:
         if stream.is_lost_to(self):

@@ -18,7 +18,7 @@ from .replay import Failure, Outcome, captured
 from .streams import Limits, Stream
 
 if TYPE_CHECKING:
-    from .table import RequestFlight, RequestTable
+    from .table import RequestFlight
 
 logger = logging.getLogger("aiohttp_reduce")
 
@@ -26,11 +26,10 @@ logger = logging.getLogger("aiohttp_reduce")
 class Landing:
     """Lands the flights of one table."""
 
-    __slots__ = ("_limits", "_settings", "_table")
+    __slots__ = ("_limits", "_settings")
 
-    def __init__(self, settings: Settings, table: "RequestTable", limits: Limits) -> None:
+    def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings = settings
-        self._table = table
         self._limits = limits
 
     def end(
@@ -72,13 +71,13 @@ class Landing:
         Never raises. `response` is None where it cannot be told what the handler prepares.
         """
         task = asyncio.current_task()
-        if run.is_over or (task is not run.task and _aiohttp.is_of_connection(task)):
+        if run.is_over or (task is not run.task is not None and _aiohttp.is_of_connection(task)):
             # Not the handler's: what is sent where an outer middleware has given up waiting for it, for example.
             return
-        flight = run.flight or self._table.meet(run.target, run)
-        late = getattr(run, "late", None)
-        generation = 0 if late is None else late.sends_now()
-        if flight.outcome is not PENDING or (run.task is not None and run.task.cancelling()):
+        flight = run.met()
+        generation = 0 if run.late is None else run.late.sends_now()
+        leader = task if run.task is None else run.task
+        if flight.outcome is not PENDING or (leader is not None and leader.cancelling()):
             return
         if not flight.waiters and not _aiohttp.connection_is_open(run.request):
             return  # nobody is there

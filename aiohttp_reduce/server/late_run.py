@@ -50,7 +50,7 @@ class LateRun:
         recorded.request = follower.request
         recorded.flight = flight
         recorded.task = task
-        recorded.landing = flight.table.landing
+        recorded.table = flight.table
         recorded.route = follower.route
         recorded.late = self
         follower.leading = True

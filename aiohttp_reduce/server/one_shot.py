@@ -58,7 +58,8 @@ class OneShot(Stream):
         if self.run is not None:
             # Whoever comes when the answer is over must not be given it, whether or not it was sent.
             # (A task that is done must not be asked for its coroutine: Python 3.12.1 crashes.)
-            task, self.run.task = self.run.task, None
+            task, self.run.task = self.run.task or asyncio.current_task(), None
+            assert task is not None
             task.add_done_callback(functools.partial(self._answered, _aiohttp.is_of_connection(task)))
 
     def share(self) -> None:

@@ -5,7 +5,9 @@ could have been shared. It is a hint alone: without it a herd waits first and th
 """
 
 from collections.abc import Hashable
-from typing import Final
+from typing import Any, Final
+
+from ..targets import TargetTable
 
 # Seconds for which a marker holds, from when followers were turned away: those who pass by do not prolong it, so
 # that every so often one herd finds out anew.
@@ -14,15 +16,16 @@ _MAX_MARKERS: Final = 1_000
 
 
 class PassMarkers:
-    """The markers of one table, by target and full identity.
+    """The markers of one table, by target and full identity. The table counts their targets as crowded.
 
     Only the hash of an identity is kept, so that nothing in it is kept alive: if another one has the same, its
     requests run in parallel for a moment.
     """
 
-    __slots__ = ("_count", "by_target")
+    __slots__ = ("_count", "_table", "by_target")
 
-    def __init__(self) -> None:
+    def __init__(self, table: TargetTable[Any]) -> None:
+        self._table = table
         self.by_target: dict[str, dict[int, float]] = {}
         self._count = 0
 
@@ -34,6 +37,9 @@ class PassMarkers:
         while self._count >= _MAX_MARKERS:
             oldest = next(iter(self.by_target))
             self._count -= len(self.by_target.pop(oldest))
+            self._table.uncrowd(oldest)
+        if target not in self.by_target:
+            self._table.crowd(target)
         markers = self.by_target.setdefault(target, {})
         self._count += hash(identity) not in markers
         markers[hash(identity)] = now + _HOLDS
@@ -55,3 +61,4 @@ class PassMarkers:
             self._count -= 1
             if not markers:
                 del self.by_target[target]
+                self._table.uncrowd(target)

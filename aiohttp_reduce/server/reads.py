@@ -65,25 +65,26 @@ class RecordedHeaders:
     `CIMultiDict(request.headers)`, would read past the methods of a subclass.
 
     One for each run of a handler: `request`, `opened` and `flight` are who leads, since when, and the flight,
-    which is None as long as nobody has met the run (most runs need no flight then; m: 0.25 us for each). `notes`
-    is None as long as nothing was looked at.
+    which is None as long as nobody has met the run (most runs need no flight then; m: 0.25 us for each); `table` and
+    `route` are where it is to be found, and whose figures count. `notes` is None as long as nothing was looked at.
     """
 
     __slots__ = (
-        "__weakref__", "flight", "landing", "late", "looked_up", "notes", "opened", "peername", "request", "route",
-        "target", "task", "under",
+        "__weakref__", "flight", "is_odd", "late", "looked_up", "notes", "opened", "peername", "request", "route",
+        "table", "task", "under",
     )  # fmt: skip
 
     request: web.Request
     opened: float
     flight: Any
-    # For a stream: the task of the handler, where the flight is to be found, and whose figures count; `late` is set
-    # for a `LateRun` alone.
-    task: Any
-    landing: Any
-    target: str
+    table: Any
     route: Any
+    # The task of the handler, or None: it is the connection's own, and was not cancelled before.
+    task: Any
+    # The `LateRun`, if it is one.
     late: Any
+    # Whether there was something about the request, at its arrival, that its target and headers do not say.
+    is_odd: bool
     # Set by `_aiohttp.lend`; the last three are for it and `take_back` alone.
     notes: Notes | None
     looked_up: int
@@ -99,6 +100,12 @@ class RecordedHeaders:
         """Whether the handler has ended."""
         return self.looked_up < 0
 
+    def met(self) -> Any:
+        """The flight, from now on, if there was none."""
+        if self.flight is None:
+            self.flight = self.table.meet(_aiohttp.target_of(self.request), self)
+        return self.flight
+
     def taking_notes(self) -> Notes:
         """The notes, begun if there are none."""
         notes = self.notes
@@ -108,7 +115,7 @@ class RecordedHeaders:
 
     def prepares(self, response: web.StreamResponse | None) -> None:
         """A response is being prepared for this request. (`_aiohttp.Heads`)"""
-        self.landing.begin(self, response)
+        self.table.landing.begin(self, response)
 
     def signals_begin(self, response: web.StreamResponse) -> Any:
         """They are sent for each request: what they look at is no matter of the handler's."""
@@ -201,11 +208,14 @@ class RecordedHeaders:
 
     def __getattr__(self, name: str) -> Any:
         if name in RecordedHeaders.__slots__:
-            raise AttributeError(name)
+            # What is seldom needed is not set for every run (m: 0.02 us each).
+            return _NOT_SET[name]
         # keys, values, items, copy, to_dict, and whatever else there may be one day.
         self.note(EVERYTHING)
         return getattr(self.under, name)
 
+
+_NOT_SET: Final = {"is_odd": False, "late": None, "looked_up": _aiohttp.USUALLY_LOOKED_UP, "peername": None}
 
 MultiMapping.register(RecordedHeaders)
 
@@ -256,6 +266,7 @@ class RecordedState(MutableMapping[Hashable, Any]):
         self._note_all()
         # Nor what is prepared with the clone.
         run = self.headers
+        run.met()
         _aiohttp.before_any_head(run.request, lambda: run.prepares(None))
         plain: dict[Hashable, Any] = self.under.copy()
         return plain
@@ -317,7 +328,7 @@ class Reads:
         return bool(self.compared or self.items or self.attributes)
 
     def refuses(
-        self, leader: web.Request, follower: web.Request, mapping: dict[Any, Any]
+        self, leader: web.Request, follower: web.Request, mapping: Mapping[Any, Any]
     ) -> tuple[Unshared, str | None] | None:
         """In what a follower with this request mapping differs from the leader, if in anything that counts."""
         for name in self.compared:

@@ -6,7 +6,7 @@ An outcome never changes once it is captured, and never holds what belongs to on
 import logging
 import re
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -40,7 +40,7 @@ class Asker(Protocol):
     """A follower: its request, the request mapping as it was when it came, and its reader of a stream if it has one."""
 
     request: web.Request
-    mapping: dict[Any, Any]
+    mapping: Mapping[Any, Any]
     has_attributes: bool
     seat: "Reader | None"
 
@@ -150,6 +150,7 @@ class Answer(Outcome):
         "_share",
         "_state",
         "_status",
+        "is_simple",
     )
 
     def __init__(
@@ -163,6 +164,8 @@ class Answer(Outcome):
         has_key: bool,
     ) -> None:
         super().__init__(leader, raised=raised)
+        # Whether it is known that everybody may have it, and that `make_another` makes it.
+        self.is_simple = False
         self._rules = rules
         self._share = share
         self._has_key = has_key
@@ -192,16 +195,21 @@ class Answer(Outcome):
         return self.verdict
 
     def make(self) -> web.StreamResponse:
-        response = _aiohttp.rebuild(
-            self._cls, self._fields, self._containers, self._headers, self._state, self._cookies
-        )
+        response = self.make_another()
+        _aiohttp.add_copies(response, self._fields, self._containers, self._cookies)
         if self._compression is not None:
             self._compression.attach(response)
-        _aiohttp.send_in_pieces(response)
+        in_pieces = _aiohttp.send_in_pieces(response)
         if self._args is not None:
             assert isinstance(response, web.HTTPException)
             response.args = self._args
+        elif not (in_pieces or self._containers or self._cookies or self._compression):
+            self.is_simple = self.free and not self.raised
         return response
+
+    def make_another(self) -> web.StreamResponse:
+        """What `make` makes, where `is_simple`."""
+        return _aiohttp.rebuild(self._cls, self._fields, self._headers, self._state)
 
     def _settle(self) -> None:
         self._settled = True

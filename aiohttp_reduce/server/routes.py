@@ -25,9 +25,15 @@ class Route:
     by which herds were split because its handlers looked at them, or its answers' Vary names them, although the
     identity does not hold them: they join the identity of its later requests. So do the items of the request
     mapping in `learned_items`.
+
+    `app_id` is the identity of the application in which its GETs take the short way of the door, and 0 if in none;
+    `table` that application's, and `is_first` says whether nothing of the application's comes before the door there.
     """
 
-    __slots__ = ("counters", "learned", "learned_items", "name", "reduced_methods", "reference", "until")
+    __slots__ = (
+        "app_id", "counters", "is_first", "learned", "learned_items", "name", "reduced_methods", "reference", "table",
+        "until",
+    )  # fmt: skip
 
     def __init__(self, name: str, counters: Counters, reference: Any) -> None:
         self.name = name
@@ -37,12 +43,16 @@ class Route:
         self.learned: tuple[str, ...] = ()
         self.learned_items: tuple[Hashable, ...] = ()
         self.until = 0.0
+        self.app_id = 0
+        self.table: Any = None
+        self.is_first = False
 
     def learn(self, names: Iterable[str], keys: Iterable[Hashable], now: float) -> None:
         """Let these headers and items of the request mapping join the identity of the route's later requests."""
         self.remembers(now)
         if not (self.learned or self.learned_items):
             self.until = now + REMEMBERED_FOR
+        self.app_id = 0
         self.learned = _grown(self.learned, names)
         self.learned_items = _grown(self.learned_items, keys)
 

@@ -9,7 +9,7 @@ identity, so that a lookup is never a scan.
 import asyncio
 import math
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
@@ -19,7 +19,6 @@ from .._aiohttp import REMOTE
 from ..async_reduce_core import Flight
 from ..targets import TargetTable
 from ..writes import Writes
-from .identity import Selection
 from .last_call import LastCall
 from .passes import PassMarkers
 from .reads import RecordedHeaders
@@ -28,6 +27,7 @@ from .routes import Route
 
 if TYPE_CHECKING:
     from .landing import Landing
+    from .leading import Settings
     from .streams import Stream
 
 
@@ -38,6 +38,8 @@ class RequestFlight(Flight[Outcome]):
     `crowds_target` is the target of a flight that stands under its identity, because another one was first.
     `hedge` is the flight that an overdue follower of this one leads: only other overdue followers join it.
     `stream` is what it has landed with, where that is a stream: it can be joined as long as the flight is open.
+    `head` is what a GET without TLS that agrees with the leader in route and all headers has as well (see
+    `_aiohttp.head_of`), if that says that they are identical.
     `passes` is, for a run that nobody can join because of a pass marker, that marker's target and identity.
     """
 
@@ -50,6 +52,7 @@ class RequestFlight(Flight[Outcome]):
     hedge: "RequestFlight | None" = None
     passes: tuple[str, Hashable] | None = None
     stream: "Stream | None" = None
+    head: Any = None
 
     def close(self) -> None:
         super().close()
@@ -92,18 +95,17 @@ class OpenStreams:
 class RequestTable(TargetTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "landing", "last_call", "max_age", "passes", "streams", "writes")
+    __slots__ = ("_selection", "landing", "last_call", "max_age", "passes", "settings", "streams", "writes")
 
     landing: "Landing"
 
-    def __init__(
-        self, loop: AbstractEventLoop, clock: Callable[[], float], selection: Selection, max_age: float
-    ) -> None:
-        super().__init__(loop, clock)
-        self.last_call = LastCall(loop, clock)
-        self._selection = selection
+    def __init__(self, loop: AbstractEventLoop, settings: "Settings", max_age: float) -> None:
+        super().__init__(loop, settings.clock)
+        self.settings = settings
+        self.last_call = LastCall(loop, settings.clock)
+        self._selection = settings.selection
         self.max_age = max_age
-        self.passes = PassMarkers()
+        self.passes = PassMarkers(self)
         self.streams = OpenStreams(loop)
         # When the answer to an unsafe request was sent, by decoded path.
         self.writes = Writes(max_age)
@@ -126,6 +128,8 @@ class RequestTable(TargetTable[Outcome]):
     def meet(self, target: str, run: RecordedHeaders) -> RequestFlight:
         """The flight of a run that stands in the table by itself, from now on in its place."""
         flight = RequestFlight(self, target, run.request, run.opened, run.opened + self.max_age)
+        if not run.is_odd:
+            flight.head = _aiohttp.head_of(run.request)
         self.flights[target] = run.flight = flight
         return flight
 
