@@ -91,6 +91,7 @@ from .responses import (
     take_compressed_from,
 )
 from .writers import (
+    PIECE,
     Compressor,
     HeadMark,
     Takeover,
@@ -110,6 +111,7 @@ from .writers import (
     tell_of_head,
     undo_preparing,
     unsent,
+    write_in_pieces,
     write_many,
     writer_of,
     writes_many,
@@ -117,6 +119,7 @@ from .writers import (
 
 __all__ = [
     "EVERYTHING",
+    "PIECE",
     "REMOTE",
     "UNROUTED",
     "WHOLE",
@@ -209,6 +212,7 @@ __all__ = [
     "unsent",
     "was_sent",
     "way_of",
+    "write_in_pieces",
     "write_many",
     "writer_of",
     "writes_many",

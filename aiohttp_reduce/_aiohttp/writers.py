@@ -22,6 +22,9 @@ try:
 except ImportError:  # not there on Windows
     fcntl = termios = None  # type: ignore[assignment]
 
+# Larger bodies and chunks are handed to a connection in pieces of this size, so that it keeps no more than it has to.
+PIECE: Final = 0x40000
+
 # A chunk that is larger is compressed in a thread, as `ZLibCompressor.compress` does (3.12).
 _MAX_SYNC_COMPRESSION: Final = 4096
 # As they stand in a Content-Encoding that aiohttp has negotiated.
@@ -232,6 +235,13 @@ def writes_many(writer: Any) -> bool:
     if type(writer) is not StreamWriter or "write" in writer.__dict__ or writer._compress is not None:
         return False
     return not SKIP_WRITELINES or type(writer.transport).__module__.startswith("uvloop")
+
+
+async def write_in_pieces(write: Callable[[Any], Awaitable[None]], data: bytes) -> None:
+    """Write many bytes piece by piece, each when the client has read the one before."""
+    view = memoryview(data)
+    for start in range(0, len(data), PIECE):
+        await write(view[start : start + PIECE])
 
 
 async def write_many(writer: Any, pieces: list[bytes]) -> None:
