@@ -1082,6 +1082,22 @@ async def test_what_is_read_for_a_follower_of_a_further_door_counts_at_the_first
     assert herd.unshared == {"header: user-agent": 1}
 
 
+async def test_what_is_read_for_a_follower_counts_at_each_door_further_out(serve: Start) -> None:
+    inner = reduce_middleware(headers=(), stats_path=None)
+    middle = reduce_middleware(headers=("X-Group",), stats_path=None)
+    outer = reduce_middleware(headers=("X-Group",))
+    herd = await herds(serve, agents, middleware=outer, inner=[middle, inner])
+    sent = [await herd.server.send("/", {"X-Group": "1", **A})]
+    await herd.gate.entered(1)
+    sent.append(await herd.server.send("/", {"X-Group": "2", **A}))
+    await eventually(lambda: inner.stats["waiting"] == 1)
+    sent.append(await herd.server.send("/", {"X-Group": "2", **B}))
+    await eventually(lambda: outer.stats["waiting"] == 1)
+    herd.gate.open()
+    assert [(await one.receive()).text for one in sent] == ["a", "a", "b"]
+    assert herd.unshared == {"header: user-agent": 1}
+
+
 @pytest.mark.parametrize("how", ["item", "all items", "keys", "header of the inner identity"])
 async def test_items_and_headers_of_the_inner_identity_count_at_the_first_door_too(serve: Start, how: str) -> None:
     @web.middleware

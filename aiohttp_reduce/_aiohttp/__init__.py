@@ -98,6 +98,7 @@ from .responses import (
     take_compressed_from,
 )
 from .writers import (
+    PIECE,
     Compressor,
     HeadMark,
     Takeover,
@@ -107,7 +108,6 @@ from .writers import (
     drain_waiter,
     forget_keep_alive,
     has_no_body,
-    is_compressed,
     is_compressed_further_in,
     is_delimited,
     is_of_connection,
@@ -118,6 +118,7 @@ from .writers import (
     tell_of_head,
     undo_preparing,
     unsent,
+    write_in_pieces,
     write_many,
     writer_of,
     writes_many,
@@ -125,6 +126,7 @@ from .writers import (
 
 __all__ = [
     "EVERYTHING",
+    "PIECE",
     "REMOTE",
     "UNROUTED",
     "USUALLY_LOOKED_UP",
@@ -169,7 +171,6 @@ __all__ = [
     "head_of",
     "hold_less",
     "host_of",
-    "is_compressed",
     "is_compressed_further_in",
     "is_delimited",
     "is_first_middleware",
@@ -225,6 +226,7 @@ __all__ = [
     "unsent",
     "was_sent",
     "way_of",
+    "write_in_pieces",
     "write_many",
     "writer_of",
     "writes_many",

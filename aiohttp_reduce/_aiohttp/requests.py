@@ -79,7 +79,7 @@ def is_first_middleware(request: web.Request, middleware: object) -> bool:
 
 
 def is_untouched(request: web.Request) -> bool:
-    """Whether nothing is lent or hooked to a request, and what was looked up is what aiohttp does (`USUALLY_LOOKED_UP`)."""
+    """Whether nothing is lent or hooked to a request, and of its properties only the `USUALLY_LOOKED_UP` were."""
     cache = request._cache
     return (
         request._headers is request._message.headers

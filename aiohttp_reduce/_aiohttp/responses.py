@@ -9,6 +9,8 @@ from typing import Any, Final
 from aiohttp import hdrs, payload, web
 from multidict import CIMultiDict
 
+from .writers import PIECE, write_in_pieces
+
 # What a response object keeps for itself (3.12): its connection, what was sent, and caches of its headers.
 _OF_ONE_SENDING = frozenset({
     "_headers", "_state", "_cookies", "_req", "_payload_writer", "_eof_sent", "_body_length",
@@ -73,10 +75,6 @@ def response_state(response: web.StreamResponse) -> dict[Any, Any]:
     return response._state.copy()
 
 
-# Larger bodies go out in pieces of this size.
-_PIECE: Final = 0x40000
-
-
 def send_in_pieces(response: web.StreamResponse) -> bool:
     """Let a large body be sent piece by piece, each when the client has read the one before. False for any other.
 
@@ -86,7 +84,7 @@ def send_in_pieces(response: web.StreamResponse) -> bool:
     if not isinstance(response, web.Response) or response.chunked or sends_its_body_itself(response):
         return False
     body = response._body
-    if not isinstance(body, bytes) or len(body) <= _PIECE:
+    if not isinstance(body, bytes) or len(body) <= PIECE:
         return False
     response.__dict__["write_eof"] = _InPieces(response)
     return True
@@ -108,9 +106,7 @@ class _InPieces:
             await response.write_eof(data)
             return
         writer.send_headers()
-        view = memoryview(body)
-        for start in range(0, len(body), _PIECE):
-            await writer.write(view[start : start + _PIECE])
+        await write_in_pieces(writer.write, body)
         await web.StreamResponse.write_eof(response)
 
 

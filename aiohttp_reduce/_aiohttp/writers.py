@@ -5,12 +5,6 @@ import copy
 import socket
 import struct
 import weakref
-
-try:
-    import fcntl
-    import termios
-except ImportError:  # not there on Windows
-    fcntl = termios = None  # type: ignore[assignment]
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import MethodType
@@ -22,6 +16,15 @@ from aiohttp.compression_utils import ZLibCompressor
 from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time
 from aiohttp.http_writer import SKIP_WRITELINES, StreamWriter
 from aiohttp.web_protocol import RequestHandler
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # not there on Windows
+    fcntl = termios = None  # type: ignore[assignment]
+
+# Larger bodies and chunks are handed to a connection in pieces of this size, so that it keeps no more than it has to.
+PIECE: Final = 0x40000
 
 # A chunk that is larger is compressed in a thread, as `ZLibCompressor.compress` does (3.12).
 _MAX_SYNC_COMPRESSION: Final = 4096
@@ -241,6 +244,13 @@ def writes_many(writer: Any) -> bool:
     return not SKIP_WRITELINES or type(writer.transport).__module__.startswith("uvloop")
 
 
+async def write_in_pieces(write: Callable[[Any], Awaitable[None]], data: bytes) -> None:
+    """Write many bytes piece by piece, each when the client has read the one before."""
+    view = memoryview(data)
+    for start in range(0, len(data), PIECE):
+        await write(view[start : start + PIECE])
+
+
 async def write_many(writer: Any, pieces: list[bytes]) -> None:
     """As `write` with each piece, with one call of the system for all.
 
@@ -278,10 +288,9 @@ def undo_preparing(
 
     What stands there as aiohttp would have put it in counts as put in: each follower's own preparing does it again.
     """
-    for line in list(response.cookies.values()):
-        del line
-        cookies = headers.popall(hdrs.SET_COOKIE)
-        headers.extend((hdrs.SET_COOKIE, cookie) for cookie in cookies[:-1])
+    if response._cookies:
+        lines = headers.popall(hdrs.SET_COOKIE)  # those of the jar are the last ones
+        headers.extend((hdrs.SET_COOKIE, line) for line in lines[: -len(response._cookies)])
     writer: Any = response._payload_writer
     if writer.chunked:
         headers.popall(hdrs.TRANSFER_ENCODING, None)
@@ -300,11 +309,6 @@ def undo_preparing(
 def forget_keep_alive(request: web.BaseRequest) -> None:
     """Forget that `request.keep_alive` was looked up (`_cache`, 3.0), as aiohttp does to prepare a response."""
     request._cache.pop("keep_alive", None)
-
-
-def is_compressed(response: web.StreamResponse) -> bool:
-    """Whether a response is whole already, in the coding of one request (`_compressed_body`, 3.0)."""
-    return getattr(response, "_compressed_body", None) is not None
 
 
 def negotiates(response: web.StreamResponse) -> bool:

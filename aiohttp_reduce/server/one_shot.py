@@ -217,6 +217,9 @@ class SharedBody(Payload):
             reader.negotiated(*self._coding)
         if self._stream.is_own(self):
             self._stream.broadcast.watch_first(reader.consumer, reader.progress)
+        elif self._stream.reads is not None:
+            # Those looks that a door further out has missed, between its handler's end and now.
+            self._stream.reads.pass_on(self._request)
         self._stream.read_for_all()
         try:
             await reader.send(writer)

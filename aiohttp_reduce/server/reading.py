@@ -12,8 +12,6 @@ from ..broadcast import Broadcast, StalledError
 from ..failures import copied
 from .coding import Coding
 
-# Larger chunks are handed to the connection in pieces, so that none keeps more of them than it has to.
-_PIECE: Final = 0x40000
 # Small chunks that are there already go together, up to so many bytes (m: a stream of 1 KiB chunks is a fifth cheaper
 # for each reader than if its handler wrote them to it).
 _BATCH: Final = 0x10000
@@ -94,7 +92,7 @@ class Reader:
         self._is_sending = True
         consumer, coding = self.consumer, self._coding
         # No more at once than that others can tell whether it reads.
-        at_once = int(min(_PIECE, self.stream.broadcast.max_buffer / 16))
+        at_once = int(min(_aiohttp.PIECE, self.stream.broadcast.max_buffer / 16))
         try:
             if drain is not None:
                 await drain()
@@ -110,12 +108,10 @@ class Reader:
                         await _aiohttp.write_many(writer, pieces)
                     else:
                         for data in pieces:
-                            if len(data) <= _PIECE:
+                            if len(data) <= _aiohttp.PIECE:
                                 await write(data)
                             else:
-                                view = memoryview(data)
-                                for start in range(0, len(data), _PIECE):
-                                    await write(view[start : start + _PIECE])
+                                await _aiohttp.write_in_pieces(write, data)
                     consumer.has_read(chunks[-1].end)
                 elif consumer.at_end:
                     if coding is not None and drain is None:

@@ -364,16 +364,28 @@ class Reads:
         return [header for header in self.compared if header != REMOTE or reason is Unshared.REMOTE], []
 
     def pass_on(self, request: web.Request) -> None:
-        """Note on the request of a follower what was looked at for it, if it leads at a door further out."""
+        """Note on the request of a follower what was looked at for it, at each door further out where it leads."""
         headers, state = _aiohttp.lent(request)
-        if type(headers) is RecordedHeaders:
-            for name in self.names:
-                headers.note(name)
+        if type(headers) is not RecordedHeaders:
+            return
+        doors: list[tuple[RecordedHeaders, Notes]] = []
+        while type(headers) is RecordedHeaders:
+            doors.append((headers, headers.taking_notes()))
+            # Whichever task this is: it may be one whose own looks do not count.
+            headers.notes = headers.kept_notes
+            headers = headers.under
+        try:
+            for door, _ in doors:
+                for name in self.names:
+                    door.note(name)
             for key in self.items:
                 if key is ALL_ITEMS:
                     len(state)
                 else:
                     state.get(key)
+        finally:
+            for door, notes in doors:
+                door.notes = notes
 
 
 def _difference(

@@ -1,0 +1,146 @@
+"""Streams behind two doors: who follows at the inner one and leads at the outer one has followers of its own there, and
+what the handler looks at while its body is on the way counts for them as well."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_reduce import reduce_middleware
+from tests.harness import Start, eventually
+from tests.streaming import Tap, arrived, is_broken, nothing_is_left
+from tests.test_streams_isolation import received
+
+
+class Looks(Tap):
+    """A tap whose pieces may be functions of the request."""
+
+    def let(self, *pieces: Any) -> None:
+        super().let(*pieces)
+
+    async def pieces_for(self, request: web.Request) -> Any:
+        async for piece in self.pieces():
+            yield piece(request) if callable(piece) else piece
+
+    async def handler(self, request: web.Request) -> web.StreamResponse:
+        self.runs += 1
+        await self._head.wait()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        async for piece in self.pieces_for(request):
+            await response.write(piece)
+            self.written += 1
+        return response
+
+    async def one_shot(self, request: web.Request) -> web.StreamResponse:
+        self.runs += 1
+        await self._head.wait()
+        return web.Response(body=self.pieces_for(request))
+
+
+A, B = {"User-Agent": "a"}, {"User-Agent": "b"}
+
+
+def agent(request: web.Request) -> bytes:
+    return b"[%s]" % request.headers["User-Agent"].encode()
+
+
+async def behind_two_doors(serve: Start, handler: Any, outermost: Any = ()) -> Any:
+    """A server with a door of an application, and one of its sub-application that takes all for one."""
+    outer, inner = reduce_middleware(headers=("X-Who",)), reduce_middleware(headers=())
+    sub = web.Application(middlewares=[inner])
+    sub.router.add_get("/", handler)
+    app = web.Application(middlewares=[*outermost, outer])
+    app.add_subapp("/sub", sub)
+    server = await serve(app, middleware=outer)
+
+    def waiting(number: int) -> Any:
+        return eventually(lambda: inner.stats["waiting"] + server.figure("waiting") == number)
+
+    return server, waiting
+
+
+def held(opened: asyncio.Event) -> Any:
+    """An outermost middleware that lets the answers to those of the second group through when that is set."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        if request.headers["X-Who"] == "2":
+            await opened.wait()
+        return response
+
+    return middleware
+
+
+@pytest.mark.parametrize("one_shot", [False, True])
+async def test_what_is_looked_at_meanwhile_counts_at_an_outer_door_where_a_follower_leads(
+    serve: Start, one_shot: bool, quiet: list[Any]
+) -> None:
+    tap = Looks()
+    server, waiting = await behind_two_doors(serve, tap.one_shot if one_shot else tap.handler)
+    first = await server.send("/sub/", {**A, "X-Who": "1"})
+    await eventually(lambda: tap.runs == 1)
+    leads_outside = await server.send("/sub/", {**A, "X-Who": "2"})
+    await waiting(1)
+    other = await server.send("/sub/", {**B, "X-Who": "2"})
+    await waiting(2)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", first, leads_outside, other)
+    tap.let(agent)
+    await arrived(b"[a]", first, leads_outside)
+    tap.end()
+    assert [await received(one) for one in (first, leads_outside)] == [b"one [a]"] * 2
+    assert (await asyncio.wait_for(other.reader.read(), 2)).endswith(b"\r\none \r\n")
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("when", ["before it is sent outside", "meanwhile"])
+async def test_what_a_body_looks_at_that_the_first_requester_reads_itself_counts_at_an_outer_door_too(
+    serve: Start, when: str, quiet: list[Any]
+) -> None:
+    tap, opened = Looks(), asyncio.Event()
+    server, _ = await behind_two_doors(serve, tap.one_shot, [held(opened)])
+    first = await server.send("/sub/", {**A, "X-Who": "1"})
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", first)
+    leads_outside = await server.send("/sub/", {**A, "X-Who": "2"})
+    await eventually(lambda: server.figure("executed") == 2)
+    other = await server.send("/sub/", {**B, "X-Who": "2"})
+    await eventually(lambda: server.figure("reduced") == 1)
+    if when == "meanwhile":
+        opened.set()
+        await arrived(b"one ", leads_outside, other)
+    tap.let(agent)
+    await arrived(b"[a]", first)
+    opened.set()
+    await arrived(b"[a]", leads_outside)
+    tap.end()
+    assert [await received(one) for one in (first, leads_outside)] == [b"one [a]"] * 2
+    assert tap.runs == 1
+    assert b"[a]" not in await asyncio.wait_for(other.reader.read(), 2)
+    await nothing_is_left(server)
+
+
+async def test_what_a_body_looked_at_that_was_read_for_all_counts_at_an_outer_door_that_has_not_begun(
+    serve: Start, quiet: list[Any]
+) -> None:
+    tap, opened = Looks(), asyncio.Event()
+    server, waiting = await behind_two_doors(serve, tap.one_shot, [held(opened)])
+    first = await server.send("/sub/", {**A, "X-Who": "1"})
+    await eventually(lambda: tap.runs == 1)
+    leads_outside = await server.send("/sub/", {**A, "X-Who": "2"})
+    await waiting(1)
+    other = await server.send("/sub/", {**B, "X-Who": "2"})
+    await waiting(2)
+    tap.send_head()
+    tap.let(b"one ", agent)
+    await arrived(b"[a]", first)
+    opened.set()
+    tap.end()
+    assert [await received(one) for one in (first, leads_outside)] == [b"one [a]"] * 2
+    assert await is_broken(other)
+    await nothing_is_left(server)
