@@ -28,6 +28,7 @@ from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 
+_NEVER: Final = math.inf
 # A timer may fire this much early (uvloop keeps time in whole milliseconds).
 _TIMER_SLACK: Final = 0.001
 
@@ -132,7 +133,7 @@ class Flight(Generic[T]):
         self.opened = opened
         self.closes = closes
 
-    def join(self, waiter: Waiter[T], deadline: float = math.inf) -> None:
+    def join(self, waiter: Waiter[T], deadline: float = _NEVER) -> None:
         """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed."""
         waiters = self.waiters
         if waiters is NOBODY:
@@ -140,10 +141,10 @@ class Flight(Generic[T]):
         waiters[waiter.future] = waiter
         waiter.flights.append(self)
         deadlines = self._deadlines
-        if deadlines and deadlines[-1][0] <= deadline < math.inf:
+        if deadlines and deadlines[-1][0] <= deadline < _NEVER:
             deadlines.append((deadline, waiter))  # as nearly always: the timer runs
             return
-        if deadline == math.inf:
+        if deadline == _NEVER:
             return
         if deadlines is None:
             deadlines = self._deadlines = deque()

@@ -18,6 +18,7 @@ from aiohttp.web import Response
 from multidict import MultiMapping
 
 from .. import _aiohttp, arguments
+from .._aiohttp import USUALLY_LOOKED_UP
 from ..async_reduce_core import PENDING, PerLoop, typed
 from ..broadcast import Budget
 from ..stats import Bypass, Stats, Unshared
@@ -139,7 +140,7 @@ class ReduceMiddleware:
             target = message.path
             table: RequestTable = known.table
             if (
-                len(cache) == _aiohttp.USUALLY_LOOKED_UP
+                len(cache) == USUALLY_LOOKED_UP
                 and target not in table.crowds
                 and (known.is_first or self._is_untouched(request))
             ):
@@ -147,11 +148,12 @@ class ReduceMiddleware:
                 elder = flights.get(target)
                 headers = message.headers
                 if elder is not None:
+                    if type(elder) is RecordedHeaders:
+                        elder = table.meet(target, elder)
                     now = self._clock()
                     if (
-                        (elder.head if type(elder) is RequestFlight else table.meet(target, elder).head)
-                        == (message.raw_headers, message.version, match_info._route, match_info)
-                        and (elder := flights[target]).outcome is PENDING
+                        elder.head == (message.raw_headers, message.version, match_info._route, match_info)
+                        and elder.outcome is PENDING
                         and now < elder.closes
                         and table.writes.latest < elder.opened
                         and elder.subject._protocol is not request._protocol
@@ -172,10 +174,8 @@ class ReduceMiddleware:
                     run.table = table
                     run.route = known
                     run.flight = run.notes = None
-                    if known.is_first:
-                        run.task = None
-                        cancelling = 0
-                    else:
+                    cancelling = 0
+                    if not known.is_first:
                         task: Any = current_task(table.loop)
                         run.task = task
                         cancelling = task.cancelling()

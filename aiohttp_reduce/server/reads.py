@@ -215,7 +215,13 @@ class RecordedHeaders:
         return getattr(self.under, name)
 
 
-_NOT_SET: Final = {"is_odd": False, "late": None, "looked_up": _aiohttp.USUALLY_LOOKED_UP, "peername": None}
+_NOT_SET: Final = {
+    "is_odd": False,
+    "late": None,
+    "looked_up": _aiohttp.USUALLY_LOOKED_UP,
+    "peername": None,
+    "task": None,
+}
 
 MultiMapping.register(RecordedHeaders)
 
