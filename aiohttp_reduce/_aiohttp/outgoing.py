@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Hashable
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from types import CellType, CodeType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -99,21 +99,19 @@ def same_reading(handler: Any, other: Any) -> bool:
     return its is others or its.sock_read == others.sock_read
 
 
-def same_sending(one: ClientRequest, other: ClientRequest) -> bool:
-    """Whether two requests with the same method, host, path and headers are certainly sent alike.
+# What says where a request goes and how. (One call in C: 0.15 us where the same in Python took 0.4.)
+sending_of = attrgetter("__class__", "_session", "url", "version", "proxy", "_ssl", "server_hostname")
 
-    False says nothing.
+
+def ordinary_sending_of(request: ClientRequest) -> Any:
+    """What `sending_of` gives for all requests that are sent like this one, if they have the same method and headers.
+
+    None where that says too little, as it does about proxies and TLS options.
     """
-    return (
-        one._session is other._session
-        # (yarl keeps the URLs that it made of the same text lately.)
-        and (one.url is other.url or one.url == other.url)
-        and type(one) is ClientRequest is type(other)
-        and one.version == other.version
-        and one.proxy is None is other.proxy
-        and one._ssl is True is other._ssl
-        and one.server_hostname is None is other.server_hostname
-    )
+    sending = sending_of(request)
+    if sending[0] is not ClientRequest or request._ssl is not True or sending[4] is not None or sending[6] is not None:
+        return None
+    return sending
 
 
 def is_plain(request: ClientRequest) -> bool:

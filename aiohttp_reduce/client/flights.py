@@ -66,6 +66,7 @@ class OutgoingFlight(Flight[Outcome]):
         self.starter = request
         self.headers = request.headers.copy()
         self.way = _aiohttp.way_of(request)
+        self.sending = _aiohttp.ordinary_sending_of(request)
         self.handler = handler
         self.opened = now
         self.closes = now + table.max_age
@@ -176,7 +177,8 @@ class OutgoingTable(TargetTable[Outcome]):
         return flight
 
     def _same(self, flight: OutgoingFlight, request: ClientRequest, handler: ClientHandlerType) -> bool:
-        if flight.headers == request.headers and _aiohttp.same_sending(flight.subject, request):
+        sending = flight.sending
+        if sending is not None and flight.headers == request.headers and sending == _aiohttp.sending_of(request):
             # So it is in most herds: the same lines, in the same order.
             return _aiohttp.same_reading(flight.handler, handler)
         if flight.identity is None:
