@@ -9,7 +9,7 @@ from pathlib import Path
 from .processes import LOAD_CORE, SERVER_CORE
 from .proxies import NotFoundError, program
 
-_PACKAGES = ("aiohttp", "uvloop", "async_reduce", "aiohttp-client-cache", "multidict", "yarl")
+_PACKAGES = ("aiohttp", "uvloop", "async_reduce", "async-lru", "aiohttp-client-cache", "multidict", "yarl")
 
 
 def machine() -> str:

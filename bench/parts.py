@@ -111,7 +111,7 @@ def client_part(plan: Plan) -> Iterator[Work]:
 
 
 def core_part(plan: Plan) -> Iterator[Work]:
-    """The core against `async_reduce`."""
+    """The core against `async_reduce` and `async-lru`."""
     for what, contest in WORKS.items():
         yield _one(what, core_row, what, contest, plan.core)
 
