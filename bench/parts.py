@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec
 
-from . import client, serving, streams
+from . import client, growth, serving, streams
 from .core import WORKS, core_row
 from .report import Row
 
@@ -21,8 +21,9 @@ class Plan:
     """How many rounds each row gets, and after how many seconds the run is stopped whatever is left.
 
     `distinct` rounds are for each of `instances` processes, `client_distinct` and `client_herds` for each of
-    `client_instances`, `streams` for each of `stream_instances`, and `lone_streams` for each of twice as many. Without
-    `all_rows` those are left out for which there is no target in the contract.
+    `client_instances`, `streams` for each of `stream_instances`, and `lone_streams` for each of twice as many. Sizes
+    in the rows of growth end at `largest`. Without `all_rows` those are left out for which there is no target in the
+    contract.
     """
 
     instances: int
@@ -41,6 +42,8 @@ class Plan:
     stream_instances: int
     streams: int
     lone_streams: int
+    growth: int
+    largest: int
     limit: int
     all_rows: bool = True
 
@@ -62,6 +65,8 @@ FULL = Plan(
     stream_instances=2,
     streams=6,
     lone_streams=15,
+    growth=3,
+    largest=10_000,
     limit=1200,
 )
 QUICK = Plan(
@@ -81,6 +86,8 @@ QUICK = Plan(
     stream_instances=1,
     streams=2,
     lone_streams=8,
+    growth=1,
+    largest=100,
     limit=59,
     all_rows=False,
 )
@@ -132,6 +139,13 @@ def stream_part(plan: Plan) -> Iterator[Work]:
         yield pace.what, partial(pace.rows, instances, rounds)
 
 
+def growth_part(plan: Plan) -> Iterator[Work]:
+    """How cost grows with sizes."""
+    yield from growth.calls_works(plan.growth, plan.largest)
+    if plan.all_rows:
+        yield from growth.server_works(plan.growth, plan.largest)
+
+
 def _one(what: str, measure: Callable[_P, Row], *args: _P.args, **kwargs: _P.kwargs) -> Work:
     """Work that gives one row."""
     return what, lambda: [measure(*args, **kwargs)]
@@ -142,4 +156,5 @@ PARTS: dict[str, Callable[[Plan], Iterator[Work]]] = {
     "client": client_part,
     "core": core_part,
     "streams": stream_part,
+    "growth": growth_part,
 }
