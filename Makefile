@@ -28,7 +28,9 @@ types: $(VENV)/.check
 matrix: $(VENV)/.check
 	$(BIN)/python .ci/matrix.py
 
+# Installs wrk, nginx and Varnish first, where apt-get is there and we may; without them their rows say so.
 bench: $(VENV)/.bench
+	-@$(BIN)/python -m bench.install
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time, and
