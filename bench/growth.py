@@ -59,7 +59,7 @@ _BODIES: Final = (0, 2**10, 2**16, _MIB, 4 * _MIB, 16 * _MIB)
 
 
 def _body_curve(to: str, what: str) -> Curve:
-    return Curve(f"N bytes to {to}: {what}", _BODIES, _SERVERS, duration, per_unit(4 * _MIB))
+    return Curve(f"N bytes to {to}: {what}", _BODIES, _SERVERS, duration, per_unit(4 * _MIB), beyond="plain")
 
 
 # By the number of readers, and whether it is the CPU of the server, for each of them, or the time that all take.
@@ -100,7 +100,7 @@ def server_works(rounds: int, largest: int) -> Works:
         latency = LATENCY.upto(largest).among(running.servers)
         yield LATENCY.what, partial(latency.rows, partial(_latency, running), rounds)
         yield FOLLOWERS.what, partial(FOLLOWERS.upto(largest).rows, partial(_follower, running), rounds)
-    yield MEMORY.what, partial(MEMORY.upto(largest // 10).rows, _memory, rounds)
+    yield MEMORY.what, partial(MEMORY.upto(largest // 10).rows, _memory, 1)  # slow, and the same each time
     with ExitStack() as stack:
         servers = {name: stack.enter_context(serving(name)) for name in _SERVERS}
         for (readers, is_cpu), curve in BODIES.items():
