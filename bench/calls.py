@@ -147,19 +147,20 @@ async def beside_identities(name: str, size: int) -> float:
     return cost
 
 
-def _headers(count: int) -> dict[str, str]:
+def headers(count: int) -> dict[str, str]:
+    """So many, none of which we know."""
     return {f"X-Header-{number}": f"value of {number}" for number in range(count)}
 
 
 async def with_headers(name: str, size: int) -> float:
     """A distinct request with so many headers."""
     door = Door(name)
-    return await _each(door, [await door.request(f"/{number}", _headers(size)) for number in range(_BATCH)])
+    return await _each(door, [await door.request(f"/{number}", headers(size)) for number in range(_BATCH)])
 
 
 async def following_with_headers(name: str, size: int) -> float:
     """A follower with so many headers, from its coming to its answer: the best of some, as headers cost little."""
-    return min([await _following(name, _headers(size)) for _ in range(_TRIES)])
+    return min([await _following(name, headers(size)) for _ in range(_TRIES)])
 
 
 async def _following(name: str, headers: Mapping[str, str]) -> float:

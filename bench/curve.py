@@ -24,13 +24,14 @@ def per_unit(smaller: int) -> Growth:
     return lambda costs: costs[max(costs)] / max(costs) / (costs[smaller] / smaller)
 
 
-def slope(middle: int) -> Growth:
-    """What each unit more costs above the middle to what it costs below: whatever is fixed falls out."""
+def extrapolated(middle: int) -> Growth:
+    """The cost at the largest size to what a line through the smallest and the middle one foretells."""
 
     def growth(costs: Mapping[int, float]) -> float:
         low, high = min(costs), max(costs)
-        below = (costs[middle] - costs[low]) / (middle - low)
-        return (costs[high] - costs[middle]) / (high - middle) / below
+        each = (costs[middle] - costs[low]) / (middle - low)
+        # Where size hardly matters, chance alone may make the line fall.
+        return costs[high] / max(costs[low] + each * (high - low), costs[low])
 
     return growth
 

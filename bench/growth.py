@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, Final
 
 from . import calls
-from .curve import Curve, level, per_unit, slope
+from .curve import Curve, extrapolated, level, per_unit
 from .herd import Herd, percentile
 from .processes import Server
 from .report import Row, duration, mebibytes, microseconds, milliseconds
@@ -43,7 +43,10 @@ CALLS: Final[Sequence[tuple[Call, Curve]]] = (
         Curve("a call beside N open ones to the same target", _OPEN, _DOORS, microseconds, level(100)),
     ),
     (calls.with_headers, Curve("a call with N headers", _HEADERS, _DOORS, microseconds, level(5))),
-    (calls.following_with_headers, Curve("a follower with N headers", _HEADERS, _DOORS, microseconds, slope(50))),
+    (
+        calls.following_with_headers,
+        Curve("a follower with N headers", _HEADERS, _DOORS, microseconds, extrapolated(25)),
+    ),
     (calls.with_routes, Curve("a call beside N routes in the stats", _ROUTES, _DOORS, microseconds, level(100))),
     (calls.stats_of_routes, Curve("the stats of N routes", _ROUTES, ("reduce",), duration, per_unit(100))),
 )
@@ -97,8 +100,7 @@ def calls_works(rounds: int, largest: int) -> Works:
 def server_works(rounds: int, largest: int) -> Works:
     """The same of the rows with sockets; those of bodies do not end there."""
     with all_servers() as running:
-        latency = LATENCY.upto(largest).among(running.servers)
-        yield LATENCY.what, partial(latency.rows, partial(_latency, running), rounds)
+        yield LATENCY.what, partial(_latencies, running, rounds, largest)
         yield FOLLOWERS.what, partial(FOLLOWERS.upto(largest).rows, partial(_follower, running), rounds)
     yield MEMORY.what, partial(MEMORY.upto(largest // 10).rows, _memory, 1)  # slow, and the same each time
     with ExitStack() as stack:
@@ -109,6 +111,13 @@ def server_works(rounds: int, largest: int) -> Works:
 
 def _run(call: Call) -> Callable[[str, int], float]:
     return lambda name, size: asyncio.run(call(name, size))
+
+
+def _latencies(running: Field, rounds: int, largest: int) -> Iterator[Row]:
+    """The rows of those that run, and a line for each that does not."""
+    yield from LATENCY.upto(largest).among(running.servers).rows(partial(_latency, running), rounds)
+    for name, why in running.missing.items():
+        yield Row(name, missing=why, under=LATENCY.what)
 
 
 def _latency(servers: Field, name: str, size: int) -> float:

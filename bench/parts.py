@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec
 
-from . import client, growth, serving, streams
+from . import client, client_growth, growth, serving, streams
 from .core import WORKS, core_row
 from .report import Row
 
@@ -143,6 +143,7 @@ def growth_part(plan: Plan) -> Iterator[Work]:
     """How cost grows with sizes."""
     yield from growth.calls_works(plan.growth, plan.largest)
     if plan.all_rows:
+        yield from client_growth.works(plan.growth, plan.largest)
         yield from growth.server_works(plan.growth, plan.largest)
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("uvloop", reason="the servers of the bench run on uvloop")
 
 from bench import calls, install, pictures
 from bench.core import WORKS, cached
-from bench.curve import Curve, level, per_unit, slope
+from bench.curve import Curve, extrapolated, level, per_unit
 from bench.growth import LATENCY, MEMORY
 from bench.record import Record, place
 from bench.report import Row, Target, header, microseconds, turned
@@ -97,9 +97,9 @@ def test_rounds_take_turns() -> None:
     [
         (level(10), lambda size: 5.0, lambda size: size),
         (per_unit(10), lambda size: 2.0 * size, lambda size: size * size),
-        (slope(10), lambda size: 100 + 2 * size, lambda size: 100 + size * size),
+        (extrapolated(10), lambda size: 100 + 2 * size, lambda size: 100 + size * size),
     ],
-    ids=["level", "per_unit", "slope"],
+    ids=["level", "per_unit", "extrapolated"],
 )
 def test_what_grows_linearly_is_told_from_what_does_not(
     growth: Callable[[Mapping[int, float]], float],
