@@ -109,7 +109,7 @@ def main() -> int:
     signal.alarm(0)
     path = options.save or place(options.only, options.quick)
     found.save(path)
-    print(f"\n{progress.seconds:.0f} seconds; {load()} at the end; saved as {path}")
+    print(f"\n{progress.seconds:.0f} seconds; {load()} at the end; saved as {os.path.relpath(path)}")
     return 0 if complete else 1
 
 

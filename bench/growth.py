@@ -6,6 +6,7 @@ where the whole grows linearly, but for bodies and for the stats, where it is th
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -65,15 +66,14 @@ def _body_curve(to: str, what: str) -> Curve:
     return Curve(f"N bytes to {to}: {what}", _BODIES, _SERVERS, duration, per_unit(4 * _MIB), beyond="plain")
 
 
-# By the number of readers, and whether it is the CPU of the server, for each of them, or the time that all take.
+# By the number of readers: the CPU of the server for each of them, and the time that all take.
 BODIES: Final = {
-    (_READERS, True): _body_curve(f"{_READERS} followers", "CPU for each"),
-    (_READERS, False): _body_curve(f"{_READERS} followers", "first byte to last"),
-    (1, True): _body_curve("one", "CPU"),
-    (1, False): _body_curve("one", "first byte to last"),
+    _READERS: (
+        _body_curve(f"{_READERS} followers", "CPU for each"),
+        _body_curve(f"{_READERS} followers", "first byte to last"),
+    ),
+    1: (_body_curve("one", "CPU"), _body_curve("one", "first byte to last")),
 }
-
-
 LATENCY: Final = Curve(
     "herd of N, handler takes 50 ms: p99",
     (1, 10, 50, 200, 1_000),
@@ -101,12 +101,12 @@ def server_works(rounds: int, largest: int) -> Works:
     """The same of the rows with sockets; those of bodies do not end there."""
     with all_servers() as running:
         yield LATENCY.what, partial(_latencies, running, rounds, largest)
-        yield FOLLOWERS.what, partial(FOLLOWERS.upto(largest).rows, partial(_follower, running), rounds)
+        yield FOLLOWERS.what, partial(FOLLOWERS.upto(largest).rows, partial(_follower, running), min(rounds, 2))
     yield MEMORY.what, partial(MEMORY.upto(largest // 10).rows, _memory, 1)  # slow, and the same each time
     with ExitStack() as stack:
         servers = {name: stack.enter_context(serving(name)) for name in _SERVERS}
-        for (readers, is_cpu), curve in BODIES.items():
-            yield curve.what, partial(curve.rows, partial(_body, servers, readers, is_cpu), rounds)
+        for readers, (cpu, _) in BODIES.items():
+            yield cpu.what, partial(_bodies, servers, readers, rounds)
 
 
 def _run(call: Call) -> Callable[[str, int], float]:
@@ -147,13 +147,27 @@ def _follower(servers: Field, name: str, size: int) -> float:
     return cost
 
 
-def _body(servers: Mapping[str, Server], readers: int, is_cpu: bool, name: str, size: int) -> float:
-    server = servers[name]
+def _bodies(servers: Mapping[str, Server], readers: int, rounds: int) -> Iterator[Row]:
+    """The rows of the CPU, and those of the time, of the same answers."""
+    cpu, time = BODIES[readers]
+    times: deque[float] = deque()
+
+    def measure(name: str, size: int) -> float:
+        used, seconds = _body(servers[name], readers, size)
+        times.append(seconds)
+        return used
+
+    yield from cpu.rows(measure, rounds)
+    yield from time.rows(lambda name, size: times.popleft(), rounds)  # both ask in the same order
+
+
+def _body(server: Server, readers: int, size: int) -> tuple[float, float]:
+    """CPU seconds of the server for each reader, and seconds from the first byte to the last."""
     target = f"/whole?size={size}&wait=0.05&kept=1&n={next(_NUMBERS)}"
     before = server.runs()
     with Load(server, [Reader(target) for _ in range(readers)]) as load:
         used = server.cpu()
         seconds = load.run()
         used = server.cpu() - used
-    check_runs(server, before, 1 if name == "reduce" else readers)
-    return used / readers if is_cpu else seconds
+    check_runs(server, before, 1 if server.name == "reduce" else readers)
+    return used / readers, seconds
