@@ -87,7 +87,7 @@ def main() -> int:
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.only:
-        plan = replace(plan, all_rows=True)
+        plan = replace(plan, all_rows=True, limit=max(plan.limit, 120))
     os.sched_setaffinity(0, {LOAD_CORE})
     allow_connections()
     signal.signal(signal.SIGALRM, _out_of_time)

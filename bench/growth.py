@@ -27,6 +27,7 @@ _OPEN: Final = (1, 100, 10_000)
 _HEADERS: Final = (5, 10, 25, 50, 100)
 _ROUTES: Final = (1, 10, 100, 1_000, 10_000)
 _READERS: Final = 20
+_TRIES: Final = 3
 # No two herds ask for the same.
 _NUMBERS: Final = count()
 _DOORS: Final = ("reduce", "no-op")
@@ -153,9 +154,10 @@ def _bodies(servers: Mapping[str, Server], readers: int, rounds: int) -> Iterato
     times: deque[float] = deque()
 
     def measure(name: str, size: int) -> float:
-        used, seconds = _body(servers[name], readers, size)
-        times.append(seconds)
-        return used
+        # To one it takes little, and so chance much: the best of some.
+        found = [_body(servers[name], readers, size) for _ in range(1 if readers > 1 else _TRIES)]
+        times.append(min(seconds for _, seconds in found))
+        return min(used for used, _ in found)
 
     yield from cpu.rows(measure, rounds)
     yield from time.rows(lambda name, size: times.popleft(), rounds)  # both ask in the same order
