@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format lint types matrix bench soak clean
+.PHONY: demo test check format lint types matrix bench pictures soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -28,8 +28,14 @@ types: $(VENV)/.check
 matrix: $(VENV)/.check
 	$(BIN)/python .ci/matrix.py
 
+# Installs wrk, nginx and Varnish first, where apt-get is there and we may; without them their rows say so.
 bench: $(VENV)/.bench
+	-@$(BIN)/python -m bench.install
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+# Of the data of the latest `make bench`, or of DATA=FILE.
+pictures: $(VENV)/.pictures
+	$(BIN)/python -m bench.pictures $(if $(DATA),--data $(DATA))
 
 # The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time, and
 # streams that end in every way, a thousand times each.
@@ -65,4 +71,8 @@ $(VENV)/.check: $(VENV)/.test
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(VENV)/.pictures: $(VENV)/.bench
+	$(BIN)/python -m pip install --quiet --group pictures
 	@touch $@

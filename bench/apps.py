@@ -6,7 +6,6 @@ Each mode is the same small application, with another middleware in front of it 
 import argparse
 import asyncio
 import json
-import resource
 import time
 from typing import Any
 
@@ -16,7 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp_reduce import reduce_middleware
 
 BODY = b"x" * 100
-RELEASED = web.AppKey("RELEASED", asyncio.Future[None])
+HELD = web.AppKey("HELD", list[int])
 BIG = json.dumps([{"id": n, "name": f"name {n}", "value": n * 1.5} for n in range(5_000)])[: 256 * 1024]
 
 
@@ -33,6 +32,13 @@ async def constant(request: web.Request) -> web.Response:
 
 async def slow(request: web.Request) -> web.Response:
     await asyncio.sleep(0.05)
+    return web.Response(body=BODY, content_type="text/plain")
+
+
+async def held(request: web.Request) -> web.Response:
+    """Takes as many milliseconds as its path says, and is counted."""
+    request.app[HELD].append(1)
+    await asyncio.sleep(int(request.match_info["milliseconds"]) / 1000)
     return web.Response(body=BODY, content_type="text/plain")
 
 
@@ -69,9 +75,9 @@ def _release() -> None:
             future.set_result(None)
 
 
-async def usage(request: web.Request) -> web.Response:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return web.json_response({"cpu": used.ru_utime + used.ru_stime, "max_rss_kib": used.ru_maxrss})
+async def runs(request: web.Request) -> web.Response:
+    """How often `held` has run."""
+    return web.json_response(len(request.app[HELD]))
 
 
 @web.middleware
@@ -104,12 +110,14 @@ def make_app(mode: str) -> web.Application:
     elif mode == "async_reduce":
         middlewares["async_reduce"] = [async_reduce_middleware()]
     app = web.Application(middlewares=middlewares[mode])
+    app[HELD] = []
     app.router.add_get("/constant/{n}", constant)
     app.router.add_get("/slow", slow)
     app.router.add_get("/cpu", cpu)
     app.router.add_get("/compressed", compressed)
     app.router.add_get("/one-future", one_future)
-    app.router.add_post("/usage", usage)
+    app.router.add_get("/held/{milliseconds}", held)
+    app.router.add_post("/runs", runs)
     return app
 
 

@@ -6,7 +6,6 @@ Memory is measured in a process of its own each time.
 """
 
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 
 from .client_load import DOWNLOAD, DOWNLOADS, HERD, MIB, READERS, STREAM
 from .processes import LOAD_CORE, Server, free_port, running
-from .report import Row, Target, listed, mebibytes, microseconds, quotients
+from .report import Row, Target, mebibytes, microseconds, quotients, turned
 
 _CACHE = "aiohttp-client-cache"
 _WITHIN = 120.0
@@ -60,12 +59,7 @@ def herds(server: Server, instances: int, rounds: int) -> Row:
 def streamed(server: Server, rounds: int) -> Row:
     """One large body for many readers: what the client process grows by at most, in MiB."""
     grown = [size for _ in range(rounds) for size in measured("streamed", server)["ours"]]
-    return Row(
-        STREAMED,
-        ours=mebibytes(statistics.median(grown)),
-        ratios=[size / MIB for size in grown],
-        target=Target(32, unit=" MiB"),
-    )
+    return Row.of(STREAMED, {"ours": grown}, mebibytes, [size / MIB for size in grown], Target(32, unit=" MiB"))
 
 
 def stalled(server: Server, rounds: int) -> Row:
@@ -73,18 +67,12 @@ def stalled(server: Server, rounds: int) -> Row:
 
     The limit is `max_buffer_total`.
     """
-    ours: list[float] = []
-    plain: list[float] = []
+    grown: dict[str, list[float]] = {"ours": [], "plain": []}
     for number in range(rounds):
-        for work, into in (("stalled-ours", ours), ("stalled-plain", plain))[:: 1 if number % 2 else -1]:
-            into += [size for sizes in measured(work, server).values() for size in sizes]
-    return Row(
-        STALLED,
-        ours=mebibytes(statistics.median(ours)),
-        peers=listed({"plain": plain}, mebibytes),
-        ratios=[(mine - others) / MIB for mine, others in zip(ours, plain, strict=True)],
-        target=Target(64, unit=" MiB"),
-    )
+        for name in turned(grown, number):
+            grown[name] += measured(f"stalled-{name}", server)[name]
+    beyond = [(mine - others) / MIB for mine, others in zip(grown["ours"], grown["plain"], strict=True)]
+    return Row.of(STALLED, grown, mebibytes, beyond, Target(64, unit=" MiB"))
 
 
 def _all_instances(work: str, server: Server, instances: int, rounds: int) -> dict[str, list[float]]:
@@ -96,7 +84,5 @@ def _all_instances(work: str, server: Server, instances: int, rounds: int) -> di
 
 
 def _cpu_row(what: str, found: dict[str, list[float]], ratios: list[float], target: Target) -> Row:
-    peers = {name: values for name, values in found.items() if name != "ours"}
     absent = "" if _CACHE in found else f", no {_CACHE}: not installed"
-    ours = microseconds(statistics.median(found["ours"]))
-    return Row(what, ours, listed(dict(peers), microseconds) + absent, ratios, target)
+    return Row.of(what, found, microseconds, ratios, target, absent=absent)

@@ -105,12 +105,12 @@ async def cpu_per_call(work: Asked, calls: int, names: list[str] | None, port: i
                 if number >= 0 and number % _SELDOM.get(name, 1):
                     continue
                 session = sessions[name]
-                before = await _requests_at(counting, port)
+                before = await requests_at(counting, port)
                 gc.collect()
                 start = time.process_time()
                 expected = await work(session, urls)
                 used = time.process_time() - start
-                seen = await _requests_at(counting, port) - before
+                seen = await requests_at(counting, port) - before
                 if seen != (calls if name in ("plain", "no-op") else expected):
                     raise RuntimeError(f"{name}: {calls} calls came to {seen} requests")
                 if name == _CACHE:
@@ -120,7 +120,8 @@ async def cpu_per_call(work: Asked, calls: int, names: list[str] | None, port: i
     return {name: found[name] for name in chosen}
 
 
-async def _requests_at(session: ClientSession, port: int) -> int:
+async def requests_at(session: ClientSession, port: int) -> int:
+    """How many the upstream has seen so far."""
     return int(await fetch(session, f"http://127.0.0.1:{port}/count"))
 
 
@@ -140,13 +141,13 @@ async def streamed(port: int) -> int:
 
     async with ClientSession() as counting, ReducingClientSession(timeout=ClientTimeout(total=60)) as session:
         await fetch(session, f"http://127.0.0.1:{port}/small?n=0")
-        before = await _requests_at(counting, port)
+        before = await requests_at(counting, port)
         gc.collect()
         reset_peak()
         start = resident()
         sizes = await asyncio.gather(*[read(session) for _ in range(READERS)])
         grown = resident(peak=True) - start
-        requests = await _requests_at(counting, port) - before
+        requests = await requests_at(counting, port) - before
     if set(sizes) != {STREAM} or requests != 1:
         raise RuntimeError(f"{requests} requests, and bodies of {sorted(set(sizes))} bytes")
     return grown

@@ -1,11 +1,13 @@
 """Server processes: started on one core and a free loopback port, waited for, and ended by their id. Linux only."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ SERVER_CORE = _CORES[0]
 LOAD_CORE = _CORES[-1]
 _READY_WITHIN = 15.0
 _ENDS_WITHIN = 5.0
+_FILES = 16_384
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,6 +34,25 @@ class Server:
         """Processor seconds that the process (all its threads, those that ended too) has used so far."""
         # The per-process clock id of Linux's clock_getcpuclockid(3): nanoseconds, where /proc/PID/stat has ticks.
         return time.clock_gettime((~self.pid << 3) | 2)
+
+    def post(self, path: str) -> bytes:
+        """What it answers."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method="POST")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body: bytes = answer.read()
+            return body
+
+    def runs(self) -> int:
+        """How many handlers that are counted have run."""
+        return int(self.post("/runs"))
+
+
+def allow_connections() -> None:
+    """Let this process, and those that it starts, have as many open as these benchmarks need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def free_port() -> int:

@@ -1,11 +1,14 @@
 """The table: one row per measurement, ratios with their spread, and whether the target was reached."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self, TypeVar
 
-_WIDTHS = (70, 10, 72, 6, 10, 9)
-_TITLES = ("what", "ours", "peers", "ratio", "min..max", "target")
+_WIDTHS = (78, 10, 84, 6, 10, 9)
+_TITLES = ("what", "ours", "peers, or how it grows", "ratio", "min..max", "target")
+
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Target:
 
 @dataclass
 class Row:
-    """One measurement. `ratios` holds one ratio per round; `missing` says why there are none."""
+    """One measurement. `ratios` holds one ratio per round; `missing` says why there are none.
+
+    `values` are what was measured, by name, in seconds, bytes, or per second; `curve` the medians of each size. A row
+    that belongs `under` another one names it.
+    """
 
     what: str
     ours: str = "-"
@@ -33,6 +40,27 @@ class Row:
     ratios: Sequence[float] = field(default_factory=list)
     target: Target | None = None
     missing: str = ""
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    curve: Mapping[int, float] = field(default_factory=dict)
+    under: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        values: Mapping[str, Sequence[float]],
+        show: Callable[[float], str],
+        ratios: Sequence[float],
+        target: Target | None = None,
+        *,
+        ours: str = "ours",
+        absent: str = "",
+    ) -> Self:
+        """The row of these values: ours, the peers' medians, and after them what is `absent`."""
+        peers = {name: found for name, found in values.items() if name != ours}
+        shown = listed(peers, show) + absent
+        kept = {"ours": values[ours], **peers}
+        return cls(what, show(statistics.median(values[ours])), shown or "-", ratios, target, values=kept)
 
     @property
     def ratio(self) -> float:
@@ -41,13 +69,21 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         target = str(self.target or "")
+        what = f"    {self.what}" if self.under else self.what
         if not self.ratios:
-            return self.what, self.ours, self.peers, "-", "-", target, f"not measured: {self.missing or 'no rounds'}"
+            return what, self.ours, self.peers, "-", "-", target, f"not measured: {self.missing or 'no rounds'}"
         exact, rough = (".1f", ".1f") if self.target is not None and self.target.unit else (".3f", ".2f")
         spread = f"{min(self.ratios):{rough}}..{max(self.ratios):{rough}}"
         verdict = "" if self.target is None else "reached" if self.target.reached(self.ratio) else "NOT REACHED"
-        what = f"{self.what} ({len(self.ratios)} rounds)"
-        return what, self.ours, self.peers, f"{self.ratio:{exact}}", spread, target, verdict
+        return (
+            f"{what} ({len(self.ratios)} round{'s' * (len(self.ratios) > 1)})",
+            self.ours,
+            self.peers,
+            f"{self.ratio:{exact}}",
+            spread,
+            target,
+            verdict,
+        )
 
     def __str__(self) -> str:
         return _line(self.cells())
@@ -63,7 +99,12 @@ def _line(cells: Sequence[str]) -> str:
     return "  ".join([*padded, *cells[len(_WIDTHS) :]]).rstrip()
 
 
-def listed(values: dict[str, Sequence[float]], show: Callable[[float], str]) -> str:
+def turned(names: Iterable[_Name], number: int) -> list[_Name]:
+    """The names in the order of this round: there and back, so that none always comes first."""
+    return list(names) if number % 2 else list(names)[::-1]
+
+
+def listed(values: Mapping[str, Sequence[float]], show: Callable[[float], str]) -> str:
     """`name median, name median`, leaving out what has no values."""
     return ", ".join(f"{name} {show(statistics.median(found))}" for name, found in values.items() if found)
 
@@ -79,6 +120,11 @@ def milliseconds(seconds: float) -> str:
 
 def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us"
+
+
+def duration(seconds: float) -> str:
+    """In microseconds below a millisecond."""
+    return microseconds(seconds) if seconds < 1e-3 else milliseconds(seconds)
 
 
 def mebibytes(size: float) -> str:

@@ -4,7 +4,6 @@ A round asks each of them once, in turning order, and gives one ratio: the machi
 hit both sides of it alike.
 """
 
-import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -13,10 +12,12 @@ from dataclasses import dataclass, field
 from . import proxies
 from .herd import Herd, percentile
 from .processes import Server, app
-from .report import Row, Target, listed, microseconds, milliseconds, quotients
+from .report import Row, Target, microseconds, milliseconds, quotients, turned
 from .wrk import Wrk
 
 _HERD = 200
+
+DISTINCT_CPU = "    CPU / request in the same rounds"
 
 
 @dataclass
@@ -75,26 +76,22 @@ def distinct(running: Field, folder: str, instances: int, rounds: int) -> Iterat
             with ThreadPoolExecutor(4) as warming_up:
                 list(warming_up.map(wrk.run, (ours, no_op, one, other)))
             for number in range(rounds):
-                for name in turned(["reduce", "no-op"] if number else list(servers), number):
+                for name in turned(["reduce", "no-op"] if number else servers, number):
                     load = wrk.run(servers[name])
                     rates[name].append(load.per_second)
                     costs[name].append(load.cpu)
                 duels.fight(wrk, ours, no_op)
                 if number % 2 == 0:
                     control.fight(wrk, one, other)
-    yield Row(
+    yield Row.of(
         throughput,
-        ours=f"{statistics.median(rates['reduce']):,.0f}/s",
-        peers=listed({name: found for name, found in rates.items() if name != "reduce"}, "{:,.0f}/s".format),
-        ratios=quotients(rates["reduce"], rates["no-op"]),
-        target=Target(0.95, at_least=True),
+        rates,
+        "{:,.0f}/s".format,
+        quotients(rates["reduce"], rates["no-op"]),
+        Target(0.95, at_least=True),
+        ours="reduce",
     )
-    yield Row(
-        "    CPU / request in the same rounds",
-        ours=microseconds(statistics.median(costs["reduce"])),
-        peers=listed({name: found for name, found in costs.items() if name != "reduce"}, microseconds),
-        ratios=quotients(costs["reduce"], costs["no-op"]),
-    )
+    yield Row.of(DISTINCT_CPU, costs, microseconds, quotients(costs["reduce"], costs["no-op"]), ours="reduce")
     yield duels.row(cpu, Target(1 / 0.95))
     yield control.row("    control: no-op against another no-op", None)
 
@@ -115,14 +112,8 @@ class _Duels:
         self.peer.append(others.cpu)
 
     def row(self, what: str, target: Target | None) -> Row:
-        ours = microseconds(statistics.median(self.ours))
-        peers = f"no-op {microseconds(statistics.median(self.peer))}"
-        return Row(what, ours, peers, quotients(self.ours, self.peer), target)
-
-
-def turned(names: list[str], number: int) -> list[str]:
-    """The names in the order of this round: there and back, so that none always comes first."""
-    return names if number % 2 else names[::-1]
+        values = {"ours": self.ours, "no-op": self.peer}
+        return Row.of(what, values, microseconds, quotients(self.ours, self.peer), target)
 
 
 @dataclass(frozen=True)
@@ -158,19 +149,13 @@ class Contest:
                     for name, server in servers.items()
                 }
                 self._compete(herds, rounds // self.instances, found)
-        ours = found.pop("reduce")
         absent = "".join(f", no {name}: {why}" for name, why in running.missing.items() if name in self.targets)
-        return Row(
-            self.what,
-            ours=self.show(statistics.median(ours)),
-            peers=listed(dict(found), self.show) + absent,
-            ratios=quotients(ours, found[self.against]),
-            target=self.target,
-        )
+        ratios = quotients(found["reduce"], found[self.against])
+        return Row.of(self.what, found, self.show, ratios, self.target, ours="reduce", absent=absent)
 
     def _compete(self, herds: dict[str, Herd], rounds: int, found: dict[str, list[float]]) -> None:
         for number in range(-1, rounds):  # the first one warms up
-            for name in turned(list(herds), number):
+            for name in turned(herds, number):
                 if number >= 0 and number % self.seldom.get(name, 1):
                     continue
                 value = self.measure(herds[name], f"{self.targets[name]}?h={number}")

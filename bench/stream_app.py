@@ -6,15 +6,14 @@
   its handler nothing;
 - `GET /one-shot?size=&piece=`: the same as a body that is returned, an async generator;
 - `GET /idle?size=&piece=`: the same, but the handler then waits for `POST /release`;
-- `GET /whole?size=&wait=`: after so many seconds, a body in one piece;
-- `POST /runs`: how many handlers were run by the GETs so far.
+- `GET /whole?size=&wait=`: after so many seconds, a body in one piece; with `kept=1` always the same object;
+- `POST /runs`: how many handlers were run by the GETs so far; it collects the garbage.
 """
 
 import argparse
 import asyncio
 import gc
 import random
-import resource
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,7 +28,6 @@ from aiohttp_reduce import reduce_middleware
 _CYCLE: Final = 97
 _LARGEST: Final = 64 * 1024
 _FILLER: Final = random.Random(5).randbytes(_LARGEST)
-_FILES: Final = 8192
 _IDLE_FOR: Final = 60.0
 
 
@@ -51,6 +49,11 @@ def _cycle(size: int) -> list[bytes]:
 def whole(size: int) -> bytes:
     """A body in one piece."""
     return (_FILLER * (size // _LARGEST + 1))[:size]
+
+
+@cache
+def _kept(size: int) -> bytes:
+    return whole(size)
 
 
 @dataclass
@@ -109,7 +112,8 @@ async def idle(request: web.Request) -> web.StreamResponse:
 async def at_once(request: web.Request) -> web.Response:
     request.app[STATE].runs += 1
     await asyncio.sleep(float(request.query.get("wait", 0)))
-    return web.Response(body=whole(int(request.query["size"])))
+    size = int(request.query["size"])
+    return web.Response(body=_kept(size) if "kept" in request.query else whole(size))
 
 
 async def runs(request: web.Request) -> web.Response:
@@ -134,20 +138,11 @@ def make_app(mode: str) -> web.Application:
     return app
 
 
-def allow_connections() -> None:
-    """Let this process have as many open as these benchmarks need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=["plain", "reduce"])
     parser.add_argument("port", type=int)
     options = parser.parse_args()
-    allow_connections()
     web.run_app(
         make_app(options.mode),
         host="127.0.0.1",

@@ -94,7 +94,7 @@ class Reader:
             if not head.startswith(b"HTTP/1.1 200 "):
                 raise WrongStreamError(f"{self.target} was answered {head!r}")
             self._head = None
-            if not body:
+            if not body and self.expected.size:
                 return False
             buffer[: len(body)] = body
             got = len(body)
@@ -102,7 +102,8 @@ class Reader:
             got = self.socket.recv_into(buffer, _MUCH, socket.MSG_TRUNC)  # copies nothing
         else:
             got = self.socket.recv_into(buffer, _BUFFER)
-        self._check_open(got)
+        if self.expected.size:
+            self._check_open(got)
         if not self.received:
             self.began = _clock()
         self.received += got

@@ -6,22 +6,16 @@ a reader got another number of bytes than were sent, if one of those that take a
 did not run as often as it should have.
 """
 
-import json
 import random
-import statistics
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from .memory import reset_peak, resident
 from .processes import Server, running_module
-from .report import Row, Target, listed, mebibytes, quotients
-from .stream_app import allow_connections
+from .report import Row, Target, mebibytes, quotients, turned
 from .stream_load import Load, Reader
-
-_Name = TypeVar("_Name")
 
 MIB: Final = 2**20
 _PIECE: Final = 64 * 1024
@@ -69,23 +63,12 @@ def read(server: Server, readers: Sequence[Reader]) -> float:
         return load.run()
 
 
-def runs(server: Server) -> int:
-    """How many handlers have run; the server collects its garbage."""
-    with urllib.request.urlopen(_post(server, "/runs"), timeout=30) as answer:
-        number: int = json.load(answer)
-        return number
-
-
-def _post(server: Server, path: str) -> urllib.request.Request:
-    return urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", method="POST")
-
-
 def growth(server: Server, readers: Sequence[Reader], expected_runs: int) -> int:
     """The bytes that the server grows by at most while they read.
 
     Raises RuntimeError for another number of runs, and where it grows out of all proportion.
     """
-    before = runs(server)
+    before = server.runs()
     reset_peak(server.pid)
     start = resident(server.pid)
 
@@ -97,13 +80,13 @@ def growth(server: Server, readers: Sequence[Reader], expected_runs: int) -> int
     with Load(server, readers) as load:
         load.run(look)
         grown = resident(server.pid, peak=True) - start
-        urllib.request.urlopen(_post(server, "/release"), timeout=30).close()
-    _check_runs(server, before, expected_runs)
+        server.post("/release")
+    check_runs(server, before, expected_runs)
     return grown
 
 
-def _check_runs(server: Server, before: int, expected: int) -> None:
-    seen = runs(server) - before
+def check_runs(server: Server, before: int, expected: int) -> None:
+    seen = server.runs() - before
     if seen != expected:
         raise RuntimeError(f"{server.name} ran {seen} handlers instead of {expected}")
 
@@ -138,7 +121,7 @@ def idle(rounds: int) -> Row:
     grown: dict[str, list[float]] = {"reduce": [], "plain": []}
     targets = [f"/idle?size={_MAX_BUFFER - _PIECE}&piece={_PIECE}&fresh=1&n={number}" for number in range(_IDLE)]
     for number in range(rounds):
-        for mode in _turned(grown, number):
+        for mode in turned(grown, number):
             with serving(mode) as server:
                 grown[mode].append(growth(server, [Reader(target, checks=True) for target in targets], _IDLE))
     return _beyond_row(IDLE, grown["reduce"], {"plain": grown["plain"]}, _MAX_BUFFER_TOTAL + _IDLE * _BESIDE)
@@ -146,10 +129,9 @@ def idle(rounds: int) -> Row:
 
 def crowd(rounds: int) -> Row:
     """Very many followers of one large answer, against as many of a tiny one: what their connections cost."""
-    allow_connections()
     grown: dict[int, list[float]] = {_BODY: [], 100: []}
     for number in range(rounds):
-        for size in _turned(grown, number):
+        for size in turned(grown, number):
             with serving("reduce") as server:
                 target = f"/whole?size={size}&wait=1.5"
                 # To look at all that they get would take the load longer than the server.
@@ -159,24 +141,17 @@ def crowd(rounds: int) -> Row:
 
 
 MEMORY: Final[dict[str, Callable[[int], Row]]] = {JOINED: joined, CONSUMED: consumed, IDLE: idle, CROWD: crowd}
+PROMISED: Final = {CONSUMED, CROWD}
 
 
 def _memory_row(what: str, grown: Sequence[float], limit: float) -> Row:
-    return Row(
-        what,
-        ours=mebibytes(statistics.median(grown)),
-        ratios=[size / MIB for size in grown],
-        target=Target(limit / MIB, unit=" MiB"),
-    )
+    return Row.of(what, {"ours": grown}, mebibytes, [size / MIB for size in grown], Target(limit / MIB, unit=" MiB"))
 
 
 def _beyond_row(what: str, ours: Sequence[float], peer: dict[str, Sequence[float]], limit: float) -> Row:
     (others,) = peer.values()
-    beyond = [mine - other for mine, other in zip(ours, others, strict=True)]
-    row = _memory_row(what, beyond, limit)
-    row.ours = mebibytes(statistics.median(ours))
-    row.peers = listed(peer, mebibytes)
-    return row
+    beyond = [(mine - other) / MIB for mine, other in zip(ours, others, strict=True)]
+    return Row.of(what, {"ours": ours, **peer}, mebibytes, beyond, Target(limit / MIB, unit=" MiB"))
 
 
 # Speed.
@@ -190,18 +165,13 @@ def trickled(rounds: int) -> Row:
             for trickles in (True, False) if number % 2 else (False, True):
                 target = f"/written?size={64 * MIB}&piece={_PIECE}&wait={_WAIT}&n={number}{trickles}"
                 others = [Reader(target, after=0.05) for _ in range(_CONSUMERS)]
-                before = runs(server)
+                before = server.runs()
                 taken = read(server, [Reader(target, trickles=True), *others] if trickles else others)
-                _check_runs(server, before, 1)
+                check_runs(server, before, 1)
                 if number >= 0:
                     times[trickles].append(taken)
-    return Row(
-        TRICKLED,
-        ours=_seconds(statistics.median(times[True])),
-        peers=f"without {_seconds(statistics.median(times[False]))}",
-        ratios=quotients(times[True], times[False]),
-        target=Target(1.5),
-    )
+    values = {"ours": times[True], "without": times[False]}
+    return Row.of(TRICKLED, values, _seconds, quotients(times[True], times[False]), Target(1.5))
 
 
 @dataclass(frozen=True)
@@ -223,7 +193,7 @@ class Pace:
             with serving("reduce") as ours, serving("plain") as plain:
                 servers = {"reduce": ours, "plain": plain}
                 for number in range(-1, rounds):  # the first one warms up, and is checked
-                    for mode in _turned(servers, number):
+                    for mode in turned(servers, number):
                         seconds, cpu = self._measure(servers[mode], number)
                         if number >= 0:
                             rates[mode].append(self.size / seconds)
@@ -233,12 +203,12 @@ class Pace:
 
     def _measure(self, server: Server, number: int) -> tuple[float, float]:
         target = f"/written?size={self.size}&piece={self.piece}&wait={_WAIT if self.clients > 1 else 0}&n={number}"
-        before = runs(server)
+        before = server.runs()
         readers = [Reader(target, checks=number < 0) for _ in range(self.clients)]
         used = server.cpu()
         seconds = read(server, readers)
         used = server.cpu() - used
-        _check_runs(server, before, self.clients if server.name == "plain" else 1)
+        check_runs(server, before, self.clients if server.name == "plain" else 1)
         return seconds, used
 
 
@@ -269,17 +239,7 @@ LONE = Pace(
 
 
 def _against_plain(what: str, found: dict[str, list[float]], show: Callable[[float], str], target: Target) -> Row:
-    return Row(
-        what,
-        ours=show(statistics.median(found["reduce"])),
-        peers=listed({"plain": found["plain"]}, show),
-        ratios=quotients(found["reduce"], found["plain"]),
-        target=target,
-    )
-
-
-def _turned(names: Iterable[_Name], number: int) -> list[_Name]:
-    return list(names) if number % 2 else list(names)[::-1]
+    return Row.of(what, found, show, quotients(found["reduce"], found["plain"]), target, ours="reduce")
 
 
 def _seconds(seconds: float) -> str:
