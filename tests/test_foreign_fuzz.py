@@ -138,14 +138,19 @@ def herds_of(seed: int) -> int:
         return response
 
     async def main(loop: VirtualLoop) -> int:
-        outer = [gives_items, clones, looks_first]
+        outer = choose.choice([[gives_items, clones, looks_first], [looks_first], []])
         inner: list[Any] = [inside]
         if choose.random() < 0.3:
             inner.insert(choose.choice([0, 1]), reduce_middleware(headers=choose.choice([None, ()]), **options))
             inner_door: Any = next(one for one in inner if one is not inside)
             inner_door._clock = inner_door._settings.clock = loop.time
         door = Door(
-            loop, reduce_middleware(headers=selected, **options), handler_with(a_moment), outer=outer, inner=inner
+            loop,
+            reduce_middleware(headers=selected, **options),
+            handler_with(a_moment),
+            outer=outer,
+            inner=inner,
+            is_ordinary=choose.random() < 0.7,
         )
         plain = Door(
             loop, reduce_middleware(when=lambda request: False), handler_with(at_once), outer=outer, inner=[inside]

@@ -50,7 +50,13 @@ def herd_of(seed: int) -> None:
         return response
 
     async def main(loop: VirtualLoop) -> None:
-        door = Door(loop, reduce_middleware(max_age=max_age, max_wait=max_wait), handler, outer=[commits])
+        door = Door(
+            loop,
+            reduce_middleware(max_age=max_age, max_wait=max_wait),
+            handler,
+            outer=[commits] if commit_takes or choose.random() < 0.5 else [],
+            is_ordinary=choose.random() < 0.7,
+        )
 
         async def visit(comes: float, cancelled_after: float | None, gone_after: float | None) -> None:
             await asyncio.sleep(comes)

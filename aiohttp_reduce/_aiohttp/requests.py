@@ -53,6 +53,7 @@ def is_ordinary(request: web.Request, stats_path: str | None) -> bool:
     resource: Any = match_info._route.resource
     if (
         not SETS_PLAINLY
+        or not match_info._apps
         or type(request).__setattr__ is not object.__setattr__
         or type(resource) not in (web.PlainResource, web.DynamicResource)
         or type(match_info._apps[0].router).resolve is not web.UrlDispatcher.resolve
@@ -69,10 +70,10 @@ def is_first_middleware(request: web.Request, middleware: object) -> bool:
     """Whether nothing of the application's has seen such a request before this middleware, and it is there but once."""
     match_info: Any = request._match_info
     root, app = match_info._apps[0], match_info._current_app
+    places = [place for place, other in enumerate(root.middlewares) if other is middleware]
     return (
         root is app
-        and root.middlewares[0] is middleware
-        and sum([other is middleware for other in root.middlewares]) == 1
+        and places == [0]
         and type(root)._make_request is web.Application._make_request
         and type(root)._handle is web.Application._handle
     )

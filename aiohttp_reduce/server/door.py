@@ -37,6 +37,7 @@ from .watching import Clients, Watchable
 logger = logging.getLogger("aiohttp_reduce")
 
 _EVENT_STREAM: Final = "text/event-stream"
+_ODD: Final = object()
 _UPGRADE: Final = hdrs.UPGRADE
 _EXPECT: Final = hdrs.EXPECT
 _ACCEPT: Final = hdrs.ACCEPT
@@ -86,8 +87,8 @@ class ReduceMiddleware:
         self._max_buffer = max_buffer
         self._budgets = PerLoop(lambda loop: Budget(max_buffer_total))
         self._clock = settings.clock
-        # Whether a request's target and headers say all that its identity needs.
-        self._is_plain = key is None and when is None and settings.hooks is None and "GET" in methods
+        # Whether a request's target, headers and key say all that there is to know.
+        self._is_plain = when is None and settings.hooks is None and "GET" in methods
         self._tables: dict[int, RequestTable] = {}
 
     @property
@@ -135,8 +136,13 @@ class ReduceMiddleware:
             and request._payload is EMPTY_PAYLOAD
             and request._transport_sslcontext is None
         ):
-            cache = request._cache
             message = request._message
+            key_value: Hashable = None
+            if self._key is not None:
+                key_value = self._key_of(request, message.headers)
+                if key_value is _ODD:
+                    return await self._in_full(request, handler)
+            cache = request._cache
             target = message.path
             table: RequestTable = known.table
             if (
@@ -157,9 +163,12 @@ class ReduceMiddleware:
                         and now < elder.closes
                         and table.writes.latest < elder.opened
                         and elder.subject._protocol is not request._protocol
+                        and (key_value is None or self._is_equal(elder.key_value, key_value))
                     ):
                         known.counters.joined += 1
                         follower = Follower(table, request, handler, known, now)
+                        if key_value is not None:
+                            follower.key_value = key_value
                         if not known.is_first:
                             follower.look_at_request()
                         return await follower.follow(elder)
@@ -174,6 +183,8 @@ class ReduceMiddleware:
                     run.table = table
                     run.route = known
                     run.flight = run.notes = None
+                    if key_value is not None:
+                        run.key_value = key_value
                     cancelling = 0
                     if not known.is_first:
                         task: Any = current_task(table.loop)
@@ -215,12 +226,13 @@ class ReduceMiddleware:
                     else:
                         self._returned(run, target, cancelling, response)
                     return response
+            return await self._in_full(request, handler, key_value)
         return await self._in_full(request, handler)
 
-    async def _in_full(self, request: web.Request, handler: Handler, *, for_stats: bool = True) -> web.StreamResponse:
+    async def _in_full(self, request: web.Request, handler: Handler, key_value: Hashable = None) -> web.StreamResponse:
         """What `__call__` does, for every request."""
         raw_target, method, headers, payload, tls, route, app = _aiohttp.at_the_door(request)
-        if for_stats and raw_target.startswith(self._stats_prefix) and await self._is_stats_request(request):
+        if raw_target.startswith(self._stats_prefix) and await self._is_stats_request(request):
             return await self.stats_handler(request)
         outer, _ = _aiohttp.lent(request)
         if type(outer) is RecordedHeaders:
@@ -240,8 +252,7 @@ class ReduceMiddleware:
             if reason is not None:
                 return await self._bypass(request, handler, known, reason)
         certificate = None if tls is None else _aiohttp.client_certificate(request)
-        key_value: Hashable = None
-        if self._key is not None:
+        if self._key is not None and key_value is None:
             try:
                 key_value = typed(self._key(request))
                 hash(key_value)
@@ -312,7 +323,8 @@ class ReduceMiddleware:
         # From here to the `try` nothing may fail: nobody would end the flight.
         if flight is not None:
             counters.count_unshared(Unshared.PASS_MARKER)
-        elif alone and certificate is None and key_value is None:
+        elif alone and certificate is None:
+            run.key_value = key_value
             flights[target] = run
         else:
             flight = table.open(target, request, certificate, key_value, known, now, elder)
@@ -332,6 +344,28 @@ class ReduceMiddleware:
         if told:
             settings.tell("on_result_for", request, known, response)
         return response
+
+    def _key_of(self, request: web.Request, headers: MultiMapping[str]) -> Hashable:
+        """The typed value of `key`; `_ODD` where it has none, or there is a reason not to ask for one."""
+        if (
+            _UPGRADE in headers
+            or _EXPECT in headers
+            or (_ACCEPT in headers and _EVENT_STREAM in ",".join(headers.getall(_ACCEPT)).lower())
+        ):
+            return _ODD
+        assert self._key is not None
+        try:
+            key_value = typed(self._key(request))
+            hash(key_value)
+        except Exception:
+            return _ODD
+        return key_value
+
+    def _is_equal(self, one: Hashable, other: Hashable) -> bool:
+        try:
+            return one == other
+        except Exception:
+            return False
 
     def _failed(self, run: RecordedHeaders, target: str, cancelling: int, exception: BaseException) -> None:
         """The run's handler has raised this."""

@@ -70,8 +70,8 @@ class RecordedHeaders:
     """
 
     __slots__ = (
-        "__weakref__", "flight", "is_odd", "late", "looked_up", "notes", "opened", "peername", "request", "route",
-        "table", "task", "under",
+        "__weakref__", "flight", "is_odd", "key_value", "late", "looked_up", "notes", "opened", "peername", "request",
+        "route", "table", "task", "under",
     )  # fmt: skip
 
     request: web.Request
@@ -85,6 +85,8 @@ class RecordedHeaders:
     late: Any
     # Whether there was something about the request, at its arrival, that its target and headers do not say.
     is_odd: bool
+    # The typed value of `key`, for the flight.
+    key_value: Hashable
     # Set by `_aiohttp.lend`; the last three are for it and `take_back` alone.
     notes: Notes | None
     looked_up: int
@@ -217,6 +219,7 @@ class RecordedHeaders:
 
 _NOT_SET: Final = {
     "is_odd": False,
+    "key_value": None,
     "late": None,
     "looked_up": _aiohttp.USUALLY_LOOKED_UP,
     "peername": None,

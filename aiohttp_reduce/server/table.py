@@ -1,7 +1,7 @@
 """The flights of incoming requests in one application: found by target first, by identity only when they meet.
 
 The first flight on a target stands under that target (raw, with the method in front unless it is GET); what it
-shares with a second request is compared when that one comes. Until then, a run that has no certificate and no key
+shares with a second request is compared when that one comes. Until then, a run that has no certificate
 stands there itself, and has no flight. Flights of other identities on the same target stand under their full
 identity, so that a lookup is never a scan.
 """
@@ -128,6 +128,7 @@ class RequestTable(TargetTable[Outcome]):
     def meet(self, target: str, run: RecordedHeaders) -> RequestFlight:
         """The flight of a run that stands in the table by itself, from now on in its place."""
         flight = RequestFlight(self, target, run.request, run.opened, run.opened + self.max_age)
+        flight.key_value = run.key_value
         if not run.is_odd:
             flight.head = _aiohttp.head_of(run.request)
         self.flights[target] = run.flight = flight
