@@ -1,15 +1,34 @@
 """Who may see the stats page: by default only somebody on this machine who came by no proxy."""
 
+import inspect
 import ipaddress
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
+
+logger = logging.getLogger("aiohttp_reduce")
+
+Access = Callable[[web.Request], bool | Awaitable[bool]]
+"""Says who may see the page."""
 
 _PROXY_HEADERS: Final = frozenset(
     {"forwarded", "x-real-ip", "via", "x-client-ip", "true-client-ip", "cf-connecting-ip", "fly-client-ip"}
 )
 _PROXY_PREFIX: Final = "x-forwarded-"
+
+
+async def asks_for_stats(request: web.Request, path: str | None, access: Access) -> bool:
+    """Whether a request is for the page at `path`, and may see it."""
+    if request.method not in {"GET", "HEAD"} or request.raw_path.split("?", 1)[0] != path:
+        return False
+    try:
+        allowed = access(request)
+        return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+    except Exception:
+        logger.exception("stats_access raised for %r; refused", request)
+        return False
 
 
 def local_only(request: web.BaseRequest) -> bool:

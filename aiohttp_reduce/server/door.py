@@ -5,11 +5,10 @@ identity leads: its handler runs right here, in its own task, and its outcome go
 others follow (`following.py`).
 """
 
-import inspect
 import logging
 import weakref
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from aiohttp import EMPTY_PAYLOAD, hdrs, web
@@ -22,28 +21,26 @@ from .._aiohttp import USUALLY_LOOKED_UP
 from ..async_reduce_core import PENDING, PerLoop, typed
 from ..broadcast import Budget
 from ..stats import Bypass, Stats, Unshared
+from .access import Access, asks_for_stats
+from .bypass import asks_for_events, bypass_reason
 from .following import Follower
 from .landing import Landing
 from .last_call import LAST_CALL_AFTER
-from .leading import Keyed, Settings, is_error, left
-from .marks import is_marked, never_reduce
+from .leading import Keyed, Settings, handler_failed, handler_returned
+from .marks import never_reduce
 from .reads import RecordedHeaders, RecordedState
 from .routes import Route, Routes
 from .streams import Limits
-from .table import RequestFlight, RequestTable
+from .table import RequestTable
 from .values import MISSING, as_key
 from .watching import Clients, Watchable
 
 logger = logging.getLogger("aiohttp_reduce")
 
-_EVENT_STREAM: Final = "text/event-stream"
 _ODD: Final = object()
 _UPGRADE: Final = hdrs.UPGRADE
 _EXPECT: Final = hdrs.EXPECT
 _ACCEPT: Final = hdrs.ACCEPT
-
-
-Access = Callable[[web.Request], bool | Awaitable[bool]]
 
 
 class ReduceMiddleware:
@@ -175,7 +172,7 @@ class ReduceMiddleware:
                 elif (
                     _UPGRADE not in headers
                     and _EXPECT not in headers
-                    and (_ACCEPT not in headers or _EVENT_STREAM not in ",".join(headers.getall(_ACCEPT)).lower())
+                    and not (_ACCEPT in headers and asks_for_events(headers))
                 ):
                     run = RecordedHeaders()
                     run.request = request
@@ -207,7 +204,7 @@ class ReduceMiddleware:
                         if run.flight is not None and run.flight.stream is not None:
                             await run.flight.stream.handler_ended(response)
                     except BaseException as exception:
-                        self._failed(run, target, cancelling, exception)
+                        handler_failed(self._settings, run, target, cancelling, exception)
                         del run, state  # the flight may hold the exception, which holds this frame
                         raise
                     finally:
@@ -224,7 +221,7 @@ class ReduceMiddleware:
                         request._state = mapping
                         del request._prepare_hook
                     else:
-                        self._returned(run, target, cancelling, response)
+                        handler_returned(self._settings, run, target, cancelling, response)
                     return response
             return await self._in_full(request, handler, key_value)
         return await self._in_full(request, handler)
@@ -232,7 +229,9 @@ class ReduceMiddleware:
     async def _in_full(self, request: web.Request, handler: Handler, key_value: Hashable = None) -> web.StreamResponse:
         """What `__call__` does, for every request."""
         raw_target, method, headers, payload, tls, route, app = _aiohttp.at_the_door(request)
-        if raw_target.startswith(self._stats_prefix) and await self._is_stats_request(request):
+        if raw_target.startswith(self._stats_prefix) and await asks_for_stats(
+            request, self._stats_path, self._stats_access
+        ):
             return await self.stats_handler(request)
         outer, _ = _aiohttp.lent(request)
         if type(outer) is RecordedHeaders:
@@ -245,10 +244,10 @@ class ReduceMiddleware:
             or payload is not EMPTY_PAYLOAD
             or _UPGRADE in headers
             or _EXPECT in headers
-            or (_ACCEPT in headers and _EVENT_STREAM in ",".join(headers.getall(_ACCEPT)).lower())
+            or (_ACCEPT in headers and asks_for_events(headers))
             or self._when is not None
         ):
-            reason = self._bypass_reason(request, method, headers, known)
+            reason = bypass_reason(request, method, headers, known, self._methods, self._when)
             if reason is not None:
                 return await self._bypass(request, handler, known, reason)
         certificate = None if tls is None else _aiohttp.client_certificate(request)
@@ -335,23 +334,19 @@ class ReduceMiddleware:
             if run.flight is not None and run.flight.stream is not None:
                 await run.flight.stream.handler_ended(response)
         except BaseException as exception:
-            self._failed(run, target, cancelling, exception)
+            handler_failed(settings, run, target, cancelling, exception)
             del flight, run  # the flight may hold the exception, which holds this frame
             raise
         finally:
             counters.ended += 1
-        self._returned(run, target, cancelling, response)
+        handler_returned(settings, run, target, cancelling, response)
         if told:
             settings.tell("on_result_for", request, known, response)
         return response
 
     def _key_of(self, request: web.Request, headers: MultiMapping[str]) -> Hashable:
         """The typed value of `key`; `_ODD` where it has none, or there is a reason not to ask for one."""
-        if (
-            _UPGRADE in headers
-            or _EXPECT in headers
-            or (_ACCEPT in headers and _EVENT_STREAM in ",".join(headers.getall(_ACCEPT)).lower())
-        ):
+        if _UPGRADE in headers or _EXPECT in headers or (_ACCEPT in headers and asks_for_events(headers)):
             return _ODD
         assert self._key is not None
         try:
@@ -367,53 +362,12 @@ class ReduceMiddleware:
         except Exception:
             return False
 
-    def _failed(self, run: RecordedHeaders, target: str, cancelling: int, exception: BaseException) -> None:
-        """The run's handler has raised this."""
-        request, known = run.request, run.route
-        _aiohttp.take_back(request, run)
-        known.counters.errors += is_error(exception)
-        flight = run.flight or run.table.meet(target, run)
-        if flight.stream is not None:
-            flight.stream.handler_failed(exception)
-        self._end(flight, run, cancelling, exception, raised=True)
-        self._settings.tell("on_exception_for", request, known, exception)
-
-    def _returned(self, run: RecordedHeaders, target: str, cancelling: int, response: Any) -> None:
-        """The run's handler has returned this."""
-        _aiohttp.take_back(run.request, run)
-        flight, table = run.flight, run.table
-        if flight is None and not self._is_late(run) and not _aiohttp.has_one_shot_body(response):
-            if table.flights.get(target) is run:
-                del table.flights[target]
-            return
-        self._end(flight or table.meet(target, run), run, cancelling, response, raised=False)
-
-    def _is_late(self, run: RecordedHeaders) -> bool:
-        """Whether a handler took so long that requests may have arrived and could not be read."""
-        return self._clock() - run.opened > LAST_CALL_AFTER
-
-    def _end(self, flight: RequestFlight, run: RecordedHeaders, cancelling: int, result: Any, *, raised: bool) -> None:
-        """End a flight that somebody has met, or may still meet, or that has a pass marker."""
-        if flight.outcome is not PENDING:
-            return  # with the head of what the handler sent itself
-        passes = flight.passes is not None
-        last_call = not passes and self._is_late(run)
-        task: Any = run.task or current_task(flight.table.loop)
-        if left(task, cancelling, run.request, result if raised else None):
-            flight.abandon(0)
-        elif flight.waiters or last_call or passes or _aiohttp.has_one_shot_body(result):
-            landing = flight.table.landing
-            landing.end(flight, 0, run, run.route.counters, result, raised=raised, last_call=last_call)
-        else:
-            flight.close()
-
     def _learn_route(self, known: Route, request: web.Request, table: RequestTable) -> None:
         """Let later GETs of this route take the short way in `__call__`, if nothing can be odd about them there."""
         if (
             self._is_plain
             and request.method == "GET"
-            and not known.learned
-            and not known.learned_items
+            and not ((known.learned or known.learned_items) and known.remembers(self._clock()))
             and _aiohttp.is_ordinary(request, self._stats_path)
         ):
             known.table = table
@@ -424,32 +378,6 @@ class ReduceMiddleware:
         """Whether what outer middlewares did with a request leaves it an ordinary one."""
         late = self._settings.late
         return _aiohttp.is_untouched(request) and not (late and request.protocol in late)
-
-    def _bypass_reason(
-        self, request: web.Request, method: str, headers: MultiMapping[str], known: Route
-    ) -> Bypass | None:
-        if method not in self._methods:
-            return Bypass.METHOD
-        if method not in known.reduced_methods:
-            if is_marked(request.match_info.handler, method):
-                return Bypass.NEVER_REDUCE
-            known.reduced_methods.add(method)
-        if "websocket" in headers.get(hdrs.UPGRADE, "").lower():
-            return Bypass.WEBSOCKET
-        if hdrs.EXPECT in headers:
-            return Bypass.EXPECT
-        if request.body_exists:
-            return Bypass.BODY
-        if _EVENT_STREAM in ",".join(headers.getall(hdrs.ACCEPT, ())).lower():
-            return Bypass.EVENT_STREAM
-        if self._when is not None:
-            try:
-                if not self._when(request):
-                    return Bypass.WHEN
-            except Exception:
-                logger.exception("when raised for %r; not reduced", request)
-                return Bypass.WHEN_ERROR
-        return None
 
     async def _bypass(self, request: web.Request, handler: Handler, known: Route, reason: Bypass) -> web.StreamResponse:
         known.counters.count_bypass(reason)
@@ -471,16 +399,6 @@ class ReduceMiddleware:
         tables[key] = table
         weakref.finalize(app, tables.pop, key, None).atexit = False
         return table
-
-    async def _is_stats_request(self, request: web.Request) -> bool:
-        if request.method not in {"GET", "HEAD"} or request.raw_path.split("?", 1)[0] != self._stats_path:
-            return False
-        try:
-            allowed = self._stats_access(request)
-            return bool(await allowed if inspect.isawaitable(allowed) else allowed)
-        except Exception:
-            logger.exception("stats_access raised for %r; refused", request)
-            return False
 
     def _watch_write(self, request: web.Request) -> None:
         """Close the path's flights when an unsafe request is answered, unless it is refused (4xx)."""

@@ -5,16 +5,18 @@ The leader left, by a cancellation or a timeout of its own or because its client
 alone, and a follower takes over. Nobody waits and nobody could have been kept waiting: nothing to do.
 """
 
-from asyncio import CancelledError, Task
+from asyncio import CancelledError, Task, current_task
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
 from .. import _aiohttp
-from ..async_reduce_core import BaseHooks, NamedIdent
+from ..async_reduce_core import PENDING, BaseHooks, NamedIdent
 from ..async_reduce_core.hooks import guarded
 from .identity import Selection
+from .last_call import LAST_CALL_AFTER
+from .reads import RecordedHeaders
 from .replay import Rules, Share
 from .routes import Route
 
@@ -77,6 +79,52 @@ def left(task: "Task[Any]", cancelling: int, request: web.Request, exception: Ba
     if task.cancelling() > cancelling or is_for_the_loop(exception):
         return True
     return isinstance(exception, ConnectionError) and not _aiohttp.connection_is_open(request)
+
+
+def handler_failed(
+    settings: Settings, run: RecordedHeaders, target: str, cancelling: int, exception: BaseException
+) -> None:
+    """The handler of a run at the door has raised this; `cancelling` as in `left`."""
+    request, route = run.request, run.route
+    _aiohttp.take_back(request, run)
+    route.counters.errors += is_error(exception)
+    flight = run.flight or run.table.meet(target, run)
+    if flight.stream is not None:
+        flight.stream.handler_failed(exception)
+    _end(settings, flight, run, cancelling, exception, raised=True)
+    settings.tell("on_exception_for", request, route, exception)
+
+
+def handler_returned(settings: Settings, run: RecordedHeaders, target: str, cancelling: int, response: Any) -> None:
+    """The handler of a run at the door has returned this; `cancelling` as in `left`."""
+    _aiohttp.take_back(run.request, run)
+    flight, table = run.flight, run.table
+    if flight is None and not _is_late(settings, run) and not _aiohttp.has_one_shot_body(response):
+        if table.flights.get(target) is run:
+            del table.flights[target]
+        return
+    _end(settings, flight or table.meet(target, run), run, cancelling, response, raised=False)
+
+
+def _is_late(settings: Settings, run: RecordedHeaders) -> bool:
+    """Whether a handler took so long that requests may have arrived and could not be read."""
+    return settings.clock() - run.opened > LAST_CALL_AFTER
+
+
+def _end(settings: Settings, flight: Any, run: RecordedHeaders, cancelling: int, result: Any, *, raised: bool) -> None:
+    """End a flight that somebody has met, or may still meet, or that has a pass marker."""
+    if flight.outcome is not PENDING:
+        return  # with the head of what the handler sent itself
+    passes = flight.passes is not None
+    last_call = not passes and _is_late(settings, run)
+    task: Any = run.task or current_task(flight.table.loop)
+    if left(task, cancelling, run.request, result if raised else None):
+        flight.abandon(0)
+    elif flight.waiters or last_call or passes or _aiohttp.has_one_shot_body(result):
+        landing = flight.table.landing
+        landing.end(flight, 0, run, run.route.counters, result, raised=raised, last_call=last_call)
+    else:
+        flight.close()
 
 
 class Keyed(NamedTuple):

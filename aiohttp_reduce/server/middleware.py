@@ -8,8 +8,8 @@ from aiohttp import web
 from .. import arguments
 from ..async_reduce_core import BaseHooks
 from ..async_reduce_core.hooks import check_hooks
-from .access import local_only
-from .door import Access, ReduceMiddleware
+from .access import Access, local_only
+from .door import ReduceMiddleware
 from .identity import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS, Selection
 from .leading import Settings
 from .replay import Share
