@@ -49,10 +49,10 @@ class Door:
     def __init__(self, name: str, routes: int = 0) -> None:
         self.middleware = reduce_middleware() if name == "reduce" else None
         self._call: Any = self.middleware or no_op
-        self._app = web.Application()
+        self._app = web.Application(middlewares=[self._call])
         for number in range(routes):
             self._app.router.add_get(f"/route/{number}", constant)
-        self._app.router.add_get("/{tail:.*}", constant)
+        self._app.router.add_get("/{tail:(?!_reduce/).*}", constant)  # anything that is not the page of the figures
         self.released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def request(self, path: str, headers: Mapping[str, str] | None = None) -> web.Request:
@@ -70,6 +70,8 @@ class Door:
         found = await self._app.router.resolve(request)
         found.add_app(self._app)
         request._match_info = found
+        # What aiohttp has looked up, beside what the router does, when the first middleware is called.
+        assert request.headers is fields and request.match_info is found
         return request
 
     async def call(self, request: web.Request, handler: Handler = constant) -> None:
