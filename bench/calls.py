@@ -57,7 +57,7 @@ class Door:
 
     async def request(self, path: str, headers: Mapping[str, str] | None = None) -> web.Request:
         """A request as it would come to the middleware."""
-        fields = CIMultiDictProxy(CIMultiDict(headers or {}))
+        fields = CIMultiDictProxy(CIMultiDict({"Host": "localhost", **(headers or {})}))
         raw = tuple((name.encode(), value.encode()) for name, value in fields.items())
         message = RawRequestMessage("GET", path, HttpVersion11, fields, raw, False, None, False, False, URL(path))
         task = asyncio.current_task()
@@ -71,7 +71,8 @@ class Door:
         found.add_app(self._app)
         request._match_info = found
         # What aiohttp has looked up, beside what the router does, when the first middleware is called.
-        assert request.headers is fields and request.match_info is found
+        assert request.headers is fields
+        assert request.match_info is found
         return request
 
     async def call(self, request: web.Request, handler: Handler = constant) -> None:
