@@ -31,7 +31,7 @@ from .marks import never_reduce
 from .reads import RecordedHeaders, RecordedState
 from .routes import Route, Routes
 from .streams import Limits
-from .table import RequestTable
+from .table import Arrival, RequestTable
 from .values import MISSING, as_key
 from .watching import Clients, Watchable
 
@@ -274,12 +274,14 @@ class ReduceMiddleware:
         elder = flight = None
         flights: dict[Hashable, Any] = table.flights
         alone = target not in flights and target not in table.crowds
+        arrival = None
         if not alone:
+            arrival = Arrival(table, target, request, certificate, key_value, known)
             try:
                 if target in table.passes.by_target:
-                    flight = table.must_pass(target, request, certificate, key_value, known, now)
+                    flight = table.must_pass(arrival, now)
                 if flight is None:
-                    elder = table.find(target, request, certificate, key_value, known)
+                    elder = table.find(arrival)
             except Exception:
                 logger.exception("the value of key cannot be compared for %r; not reduced", request)
                 return await self._bypass(request, handler, known, Bypass.KEY_ERROR)
@@ -326,7 +328,8 @@ class ReduceMiddleware:
             run.key_value = key_value
             flights[target] = run
         else:
-            flight = table.open(target, request, certificate, key_value, known, now, elder)
+            arrival = arrival or Arrival(table, target, request, certificate, key_value, known)
+            flight = table.open(arrival, now, elder)
         run.flight = flight
         counters.led += 1
         try:

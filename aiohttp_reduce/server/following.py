@@ -21,7 +21,7 @@ from .reading import Reader
 from .replay import Answer, Outcome, mark_not_collapsed
 from .routes import Route
 from .streams import Stream
-from .table import RequestFlight, RequestTable
+from .table import Arrival, RequestFlight, RequestTable
 
 logger = logging.getLogger("aiohttp_reduce")
 
@@ -67,10 +67,10 @@ class Follower(Waiter[Outcome]):
         """What the middleware was made with."""
         return self.table.settings
 
-    @property
-    def target(self) -> str:
-        """Where the first flight of its identity stands in the table."""
-        return _aiohttp.target_of(self.request)
+    def _arrival(self) -> Arrival:
+        request = self.request
+        target = _aiohttp.target_of(request)
+        return Arrival(self.table, target, request, self.certificate, self.key_value, self.route)
 
     def can_lead(self) -> bool:
         return _aiohttp.can_answer(self.request)
@@ -171,10 +171,9 @@ class Follower(Waiter[Outcome]):
     def _set_pass_marker(self, outcome: Outcome) -> tuple[str, Hashable]:
         """Let those who come next not wait for what nobody may share; once for each outcome."""
         if outcome.passes is None:
-            table, target = self.table, self.target
-            identity = table.identity(target, self.request, self.certificate, self.key_value, self.route)
-            table.passes.set(target, identity, self.settings.clock())
-            outcome.passes = (target, identity)
+            arrival = self._arrival()
+            self.table.passes.set(arrival.target, arrival.identity, self.settings.clock())
+            outcome.passes = (arrival.target, arrival.identity)
         return outcome.passes
 
     async def _given(self, outcome: Outcome) -> web.StreamResponse:
@@ -284,9 +283,7 @@ class Follower(Waiter[Outcome]):
 
         It need not admit newcomers any more: for this request its answer is fresh enough.
         """
-        candidates: list[Any] = [
-            self.table.find(self.target, self.request, self.certificate, self.key_value, self.route)
-        ]
+        candidates: list[Any] = [self.table.find(self._arrival())]
         candidates += [flight.hedge for flight in elders if isinstance(flight, (RequestFlight, Stream))]
         for flight in candidates:
             if (

@@ -1,7 +1,9 @@
 """Who waits together: the identity of an incoming request, built only when two requests meet on one target."""
 
+import enum
 import re
 from collections.abc import Hashable, Iterable
+from operator import itemgetter
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -40,6 +42,13 @@ _FORWARDED_PAIR: Final = re.compile(
 _FORWARDED_SPLIT: Final = re.compile(r'((?:[^";,]|"(?:[^"\\]|\\.)*")*)([;,]|\Z)')
 
 
+class _Apart(enum.Enum):
+    """Headers that are not compared as they are."""
+
+    COOKIE = enum.auto()
+    FORWARDED = enum.auto()
+
+
 class Selection:
     """Which request headers and cookies belong to the identity.
 
@@ -57,7 +66,8 @@ class Selection:
         self._wanted = Names(ignore_headers if headers is None else headers, fold=True)
         self._whole_forwarded = headers is not None
         self._ignore_cookies = Names(ignore_cookies, fold=False)
-        self._names: dict[bytes, str | None] = {}
+        # As they were received: the name in lower case, how it is compared otherwise, or None if it is left out.
+        self._names: dict[bytes, str | _Apart | None] = {}
 
     def selects(self, name: str) -> bool:
         """Whether the header is in the identity."""
@@ -92,14 +102,12 @@ class Selection:
                 name = names[raw_name]
             except KeyError:
                 name = self._remember(raw_name)
-            if name is None:
-                continue
-            if name == _COOKIE:
+            if name.__class__ is str:
+                selected.append((name, value))
+            elif name is _Apart.COOKIE:
                 cookies.append(value)
-                continue
-            if name == _FORWARDED and not self._whole_forwarded:
-                value = forwarded_host_and_proto(value)
-            selected.append((name, value))
+            elif name is _Apart.FORWARDED:
+                selected.append((_FORWARDED, forwarded_host_and_proto(value)))
         if cookies:
             kept = self._cookies(cookies)
             if kept:
@@ -135,9 +143,13 @@ class Selection:
             [pair for pair in pairs if not self.holds_all_of(pair[0]) and pair[0] not in TRACING], key=_by_name
         )
 
-    def _remember(self, raw_name: bytes) -> str | None:
+    def _remember(self, raw_name: bytes) -> "str | _Apart | None":
         name = raw_name.decode("utf-8", "surrogateescape").lower()
-        selected = name if self.selects(name) else None
+        selected: str | _Apart | None = name if self.selects(name) else None
+        if selected == _COOKIE:
+            selected = _Apart.COOKIE
+        elif selected == _FORWARDED and not self._whole_forwarded:
+            selected = _Apart.FORWARDED
         if len(raw_name) > _MAX_NAME:
             return selected
         if len(self._names) >= _MAX_NAMES:
@@ -161,8 +173,7 @@ class Selection:
         return b";".join(kept)
 
 
-def _by_name(item: tuple[str, bytes]) -> str:
-    return item[0]
+_by_name = itemgetter(0)
 
 
 def forwarded_host_and_proto(line: bytes) -> bytes:

@@ -60,6 +60,54 @@ class RequestFlight(Flight[Outcome]):
             self.stream.close()
 
 
+class Arrival:
+    """A request that comes to the door, and all that has to be equal for it to wait together with another one.
+
+    `target` is where the first flight of its identity stands, `route` knows what its handlers look at. The identity
+    is worked out when it is needed, once: it may change when the route learns, so nobody keeps an arrival for long.
+    """
+
+    __slots__ = ("_identity", "_table", "certificate", "key_value", "request", "route", "target")
+
+    def __init__(
+        self,
+        table: "RequestTable",
+        target: str,
+        request: web.Request,
+        certificate: bytes | None,
+        key_value: Hashable,
+        route: Route,
+    ) -> None:
+        self._table = table
+        self.target = target
+        self.request = request
+        self.certificate = certificate
+        self.key_value = key_value
+        self.route = route
+        self._identity: Hashable = None
+
+    @property
+    def identity(self) -> Hashable:
+        """What two requests that wait together have in common."""
+        if self._identity is None:
+            request, route, table = self.request, self.route, self._table
+            selection = table.settings.selection
+            learned = route.learned if route.learned and route.remembers(table.clock()) else ()
+            self._identity = (
+                self.target,
+                _aiohttp.route_of(request),
+                request.scheme,
+                request.version,
+                tuple(_aiohttp.received_headers(request).getall(hdrs.HOST, ())),
+                _aiohttp.host_of(request),
+                self.certificate,
+                self.key_value,
+                selection.headers_of(request),
+                learned and selection.learned_of(request, learned),
+            )
+        return self._identity
+
+
 class OpenStreams:
     """The streams of one table that can be joined, by decoded path."""
 
@@ -95,7 +143,7 @@ class OpenStreams:
 class RequestTable(TargetTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("_selection", "landing", "last_call", "max_age", "passes", "settings", "streams", "writes")
+    __slots__ = ("landing", "last_call", "max_age", "passes", "settings", "streams", "writes")
 
     landing: "Landing"
 
@@ -103,26 +151,23 @@ class RequestTable(TargetTable[Outcome]):
         super().__init__(loop, settings.clock)
         self.settings = settings
         self.last_call = LastCall(loop, settings.clock)
-        self._selection = settings.selection
         self.max_age = max_age
         self.passes = PassMarkers(self)
         self.streams = OpenStreams(loop)
         # When the answer to an unsafe request was sent, by decoded path.
         self.writes = Writes(max_age)
 
-    def find(
-        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, route: Route
-    ) -> RequestFlight | None:
+    def find(self, arrival: Arrival) -> RequestFlight | None:
         """The latest flight of the request's identity, open or not."""
+        target = arrival.target
         first: Any = self.flights.get(target)
         if type(first) is RecordedHeaders:
             first = self.meet(target, first)
-        if first is not None and self._same(first, target, request, certificate, key_value, route):
+        if first is not None and self._same(first, arrival):
             flight: RequestFlight = first
             return flight
         if target in self.crowds:
-            key = self.identity(target, request, certificate, key_value, route)
-            return self.flights.get(key)  # type: ignore[return-value]
+            return self.flights.get(arrival.identity)  # type: ignore[return-value]
         return None
 
     def meet(self, target: str, run: RecordedHeaders) -> RequestFlight:
@@ -138,28 +183,16 @@ class RequestTable(TargetTable[Outcome]):
         """Whether a request that comes now may join: not too old, and not from before an answered write."""
         return now < flight.closes and self.writes.allow(flight.subject.path, flight.opened)
 
-    def open(
-        self,
-        target: str,
-        request: web.Request,
-        certificate: bytes | None,
-        key_value: Hashable,
-        route: Route,
-        now: float,
-        instead_of: RequestFlight | None,
-    ) -> RequestFlight:
+    def open(self, arrival: Arrival, now: float, instead_of: RequestFlight | None) -> RequestFlight:
         """Lead a new flight, in place of `instead_of`, the one that `find` gave and that did not admit."""
-        key, crowded = self.place(
-            target, instead_of, lambda: self.identity(target, request, certificate, key_value, route)
-        )
-        flight = RequestFlight(self, key, request, now, now + self.max_age)
+        key, crowded = self.place(arrival.target, instead_of, lambda: arrival.identity)
+        flight = RequestFlight(self, key, arrival.request, now, now + self.max_age)
         if crowded is not None:
             flight.identity = key
             flight.crowds_target = crowded
         self.flights[key] = flight
-        if certificate is not None or key_value is not None:
-            flight.certificate = certificate
-            flight.key_value = key_value
+        flight.certificate = arrival.certificate
+        flight.key_value = arrival.key_value
         return flight
 
     def apart(self, request: web.Request, key_value: Hashable, now: float) -> RequestFlight:
@@ -168,21 +201,12 @@ class RequestTable(TargetTable[Outcome]):
         flight.key_value = key_value
         return flight
 
-    def must_pass(
-        self,
-        target: str,
-        request: web.Request,
-        certificate: bytes | None,
-        key_value: Hashable,
-        route: Route,
-        now: float,
-    ) -> RequestFlight | None:
+    def must_pass(self, arrival: Arrival, now: float) -> RequestFlight | None:
         """A flight apart for a request whose identity has a pass marker; None without one."""
-        identity = self.identity(target, request, certificate, key_value, route)
-        if not self.passes.holds(target, identity, now):
+        if not self.passes.holds(arrival.target, arrival.identity, now):
             return None
-        flight = self.apart(request, key_value, now)
-        flight.passes = (target, identity)
+        flight = self.apart(arrival.request, arrival.key_value, now)
+        flight.passes = (arrival.target, arrival.identity)
         return flight
 
     def wrote(self, path: str, now: float) -> None:
@@ -191,39 +215,14 @@ class RequestTable(TargetTable[Outcome]):
         if path in self.streams:
             self.streams.close(path)
 
-    def _same(
-        self,
-        flight: RequestFlight,
-        target: str,
-        request: web.Request,
-        certificate: bytes | None,
-        key_value: Hashable,
-        route: Route,
-    ) -> bool:
-        leader = flight.subject
-        if flight.certificate != certificate or flight.key_value != key_value:
+    def _same(self, flight: RequestFlight, arrival: Arrival) -> bool:
+        leader, request, route = flight.subject, arrival.request, arrival.route
+        if flight.certificate != arrival.certificate or flight.key_value != arrival.key_value:
             return False
         if _aiohttp.same_head(leader, request):
             learned = route.learned and route.remembers(self.clock()) and route.learned
             return not learned or REMOTE not in learned or _aiohttp.remote_of(leader) == _aiohttp.remote_of(request)
         if flight.identity is None:
-            flight.identity = self.identity(target, leader, flight.certificate, flight.key_value, route)
-        return flight.identity == self.identity(target, request, certificate, key_value, route)
-
-    def identity(
-        self, target: str, request: web.Request, certificate: bytes | None, key_value: Hashable, route: Route
-    ) -> Hashable:
-        """All that has to be equal for two requests to wait together; `route` knows what its handlers look at."""
-        learned = route.learned if route.learned and route.remembers(self.clock()) else ()
-        return (
-            target,
-            _aiohttp.route_of(request),
-            request.scheme,
-            request.version,
-            tuple(_aiohttp.received_headers(request).getall(hdrs.HOST, ())),
-            _aiohttp.host_of(request),
-            certificate,
-            key_value,
-            self._selection.headers_of(request),
-            learned and self._selection.learned_of(request, learned),
-        )
+            led = Arrival(self, arrival.target, leader, flight.certificate, flight.key_value, route)
+            flight.identity = led.identity
+        return flight.identity == arrival.identity
