@@ -46,7 +46,7 @@ def target_of(request: web.BaseRequest) -> str:
 def is_ordinary(request: web.Request, stats_path: str | None) -> bool:
     """Whether a request's route and application are such that nothing odd can be about requests that come this way.
 
-    That is a route of a plain or dynamic resource, found by aiohttp's own router (so that the request has the
+    That is a route of a plain or dynamic resource, found by aiohttp's own routers (so that the request has the
     `USUALLY_LOOKED_UP` looked up), whose path is not `stats_path`.
     """
     match_info: Any = request._match_info
@@ -56,7 +56,7 @@ def is_ordinary(request: web.Request, stats_path: str | None) -> bool:
         or not match_info._apps
         or type(request).__setattr__ is not object.__setattr__
         or type(resource) not in (web.PlainResource, web.DynamicResource)
-        or type(match_info._apps[0].router).resolve is not web.UrlDispatcher.resolve
+        or any(type(app.router).resolve is not web.UrlDispatcher.resolve for app in match_info._apps)
     ):
         return False
     if stats_path is None:
