@@ -80,10 +80,12 @@ def is_first_middleware(request: web.Request, middleware: object) -> bool:
 
 
 def is_untouched(request: web.Request) -> bool:
-    """Whether nothing is lent or hooked to a request, and of its properties only the `USUALLY_LOOKED_UP` were."""
+    """Whether nothing is lent or hooked to a request whose cache is as large as that of the `USUALLY_LOOKED_UP`, and
+    it is those that are there: not, say, the host that a `clone()` was given."""
     cache = request._cache
     return (
         request._headers is request._message.headers
+        and "headers" in cache
         and "method" in cache
         and "rel_url" in cache
         and "match_info" in cache

@@ -169,7 +169,7 @@ class ReduceMiddleware:
                         follower = Follower(table, request, handler, known, now)
                         if key_value is not None:
                             follower.key_value = key_value
-                        if not known.is_first:
+                        if request._state or not known.is_first:  # (a rule of `add_domain` may write there)
                             follower.look_at_request()
                         return await follower.follow(elder)
                 elif (
@@ -187,9 +187,9 @@ class ReduceMiddleware:
                         run.key_value = key_value
                     cancelling = 0
                     if not known.is_first:
-                        task: Any = current_task(table.loop)
-                        run.task = task
-                        cancelling = task.cancelling()
+                        # (No name for it here: the exception that a task was cancelled with holds this frame.)
+                        run.task = current_task(table.loop)
+                        cancelling = run.task.cancelling()
                     # As `_aiohttp.lend` does it.
                     run.under = headers
                     state = RecordedState()
@@ -336,7 +336,7 @@ class ReduceMiddleware:
                 await run.flight.stream.handler_ended(response)
         except BaseException as exception:
             self._failed(run, target, cancelling, exception)
-            del flight, run  # the flight may hold the exception, which holds this frame
+            del flight, run, task  # the flight may hold the exception, which holds this frame; a task does, too
             raise
         finally:
             counters.ended += 1
@@ -469,7 +469,7 @@ class ReduceMiddleware:
         table = RequestTable(loop, settings, self._max_age)
         table.landing = Landing(settings, Limits(loop, self._max_buffer, self._budgets.get()))
         tables[key] = table
-        weakref.finalize(app, tables.pop, key, None).atexit = False
+        weakref.finalize(app, _forget_app, key, tables, self._routes).atexit = False
         return table
 
     async def _is_stats_request(self, request: web.Request) -> bool:
@@ -496,3 +496,11 @@ class ReduceMiddleware:
         now = self._settings.clock()
         for table in list(self._tables.values()):
             table.wrote(path, now)
+
+
+def _forget_app(app_id: int, tables: dict[int, RequestTable], routes: dict[int, Route]) -> None:
+    """The application is gone: another one may have its identity, and its resources."""
+    tables.pop(app_id, None)
+    for known in list(routes.values()):
+        if known.app_id == app_id:
+            known.app_id, known.table = 0, None
