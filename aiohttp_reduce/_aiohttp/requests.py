@@ -5,7 +5,7 @@ from types import MethodType
 from typing import Any, Final
 
 from aiohttp import StreamReader, hdrs, web
-from aiohttp.web_urldispatcher import SystemRoute
+from aiohttp.web_urldispatcher import PrefixedSubAppResource, SystemRoute
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from .writers import SETS_PLAINLY
@@ -66,6 +66,20 @@ def is_ordinary(request: web.Request, stats_path: str | None) -> bool:
     return bool(known.get("path") != stats_path if pattern is None else pattern.fullmatch(stats_path) is None)
 
 
+def finds_plainly(router: Any) -> bool:
+    """Whether nothing but aiohttp's own code sees a request while its route is looked for.
+
+    A resource of another class may do anything to the request, and so may a rule as for `add_domain`.
+    """
+    for resource in router.resources():
+        if type(resource) is PrefixedSubAppResource:
+            if not finds_plainly(resource._app.router):
+                return False
+        elif type(resource) not in (web.PlainResource, web.DynamicResource, web.StaticResource):
+            return False
+    return True
+
+
 def is_first_middleware(request: web.Request, middleware: object) -> bool:
     """Whether nothing of the application's has seen such a request before this middleware, and it is there but once."""
     match_info: Any = request._match_info
@@ -80,10 +94,12 @@ def is_first_middleware(request: web.Request, middleware: object) -> bool:
 
 
 def is_untouched(request: web.Request) -> bool:
-    """Whether nothing is lent or hooked to a request, and of its properties only the `USUALLY_LOOKED_UP` were."""
+    """Whether nothing is lent or hooked to a request whose cache is as large as that of the `USUALLY_LOOKED_UP`, and
+    it is those that are there: not, say, the host that a `clone()` was given."""
     cache = request._cache
     return (
         request._headers is request._message.headers
+        and "headers" in cache
         and "method" in cache
         and "rel_url" in cache
         and "match_info" in cache

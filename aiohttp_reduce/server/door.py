@@ -184,9 +184,9 @@ class ReduceMiddleware:
                         run.key_value = key_value
                     cancelling = 0
                     if not known.is_first:
-                        task: Any = current_task(table.loop)
-                        run.task = task
-                        cancelling = task.cancelling()
+                        # (No name for it here: the exception that a task was cancelled with holds this frame.)
+                        run.task = current_task(table.loop)
+                        cancelling = run.task.cancelling()
                     # As `_aiohttp.lend` does it.
                     run.under = headers
                     state = RecordedState()
@@ -338,7 +338,7 @@ class ReduceMiddleware:
                 await run.flight.stream.handler_ended(response)
         except BaseException as exception:
             handler_failed(settings, run, target, cancelling, exception)
-            del flight, run  # the flight may hold the exception, which holds this frame
+            del flight, run, task  # the flight may hold the exception, which holds this frame; a task does, too
             raise
         finally:
             counters.ended += 1
@@ -374,7 +374,7 @@ class ReduceMiddleware:
             and _aiohttp.is_ordinary(request, self._stats_path)
         ):
             known.table = table
-            known.is_first = _aiohttp.is_first_middleware(request, self)
+            known.is_first = table.finds_plainly and _aiohttp.is_first_middleware(request, self)
             known.app_id = id(request.match_info.current_app)
 
     def _is_untouched(self, request: web.Request) -> bool:
@@ -399,8 +399,9 @@ class ReduceMiddleware:
         loop = get_running_loop()
         table = RequestTable(loop, settings, self._max_age)
         table.landing = Landing(settings, Limits(loop, self._max_buffer, self._budgets.get()))
+        table.finds_plainly = _aiohttp.finds_plainly(app.router)
         tables[key] = table
-        weakref.finalize(app, tables.pop, key, None).atexit = False
+        weakref.finalize(app, _forget_app, key, tables, self._routes).atexit = False
         return table
 
     def _watch_write(self, request: web.Request) -> None:
@@ -417,3 +418,11 @@ class ReduceMiddleware:
         now = self._settings.clock()
         for table in list(self._tables.values()):
             table.wrote(path, now)
+
+
+def _forget_app(app_id: int, tables: dict[int, RequestTable], routes: dict[int, Route]) -> None:
+    """The application is gone: another one may have its identity, and its resources."""
+    tables.pop(app_id, None)
+    for known in list(routes.values()):
+        if known.app_id == app_id:
+            known.app_id, known.table = 0, None

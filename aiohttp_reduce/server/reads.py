@@ -275,6 +275,7 @@ class RecordedState(MutableMapping[Hashable, Any]):
         self._note_all()
         # Nor what is prepared with the clone.
         run = self.headers
+        run.route.is_first = False  # the clone may come to the same door again, with whatever it was given
         run.met()
         _aiohttp.before_any_head(run.request, lambda: run.prepares(None))
         plain: dict[Hashable, Any] = self.under.copy()

@@ -220,6 +220,7 @@ class Answer(Outcome):
         if self._share is None:
             verdict = self._rules.judge(self.leader, self._status, self._headers, has_key=self._has_key)
         self._fields = _aiohttp.fields_of_any_sending(self._fields)
+        self._containers = _aiohttp.containers_in(self._fields)
         _remove_trace(self._headers, self.leader)
         if self._rules.cache_status is not None:
             self._headers.add("Cache-Status", f"{self._rules.cache_status}; fwd=miss; collapsed")

@@ -143,9 +143,11 @@ class OpenStreams:
 class RequestTable(TargetTable[Outcome]):
     """The flights of one middleware object in one application, and so in one event loop."""
 
-    __slots__ = ("landing", "last_call", "max_age", "passes", "settings", "streams", "writes")
+    __slots__ = ("finds_plainly", "landing", "last_call", "max_age", "passes", "settings", "streams", "writes")
 
     landing: "Landing"
+    # Whether nobody but aiohttp sees a request before the application's first middleware.
+    finds_plainly: bool
 
     def __init__(self, loop: AbstractEventLoop, settings: "Settings", max_age: float) -> None:
         super().__init__(loop, settings.clock)
