@@ -1,6 +1,7 @@
 """An application for gunicorn: a page that is held until the server shuts down."""
 
 import asyncio
+from typing import Any
 
 from aiohttp import web
 
@@ -32,9 +33,9 @@ async def let_go(app: web.Application) -> None:
 GATE = web.AppKey("gate", Gate)
 
 
-async def plain() -> web.Application:
-    """The application without us."""
-    app = web.Application()
+def made(*middlewares: Any) -> web.Application:
+    """The application, with these middlewares."""
+    app = web.Application(middlewares=middlewares)
     app[GATE] = Gate()
     app.router.add_get("/page", page)
     app.router.add_get("/other", other)
@@ -44,6 +45,7 @@ async def plain() -> web.Application:
 
 async def reduced() -> web.Application:
     """The application with us."""
-    app = await plain()
-    app.middlewares.append(reduce_middleware())
-    return app
+    return made(reduce_middleware())
+
+
+app = made(reduce_middleware())

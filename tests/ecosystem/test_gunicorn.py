@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.ecosystem.gunicorn_app import plain
+from tests.ecosystem.gunicorn_app import made
 from tests.harness import Connection, Reply, Start
 
 pytest.importorskip("gunicorn", minversion="27", reason="gunicorn 27 is not installed")
@@ -25,11 +25,12 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="gunicorn needs a Unix"),
 ]
 
+# The application is made in the worker, or before there is one.
 WORKERS = [
-    pytest.param("asyncio", "aiohttp.GunicornWebWorker", id="asyncio"),
+    pytest.param("asyncio", ["reduced", "--worker-class", "aiohttp.GunicornWebWorker"], id="asyncio"),
     pytest.param(
         "uvloop",
-        "aiohttp.GunicornUVLoopWebWorker",
+        ["app", "--worker-class", "aiohttp.GunicornUVLoopWebWorker", "--preload"],
         id="uvloop",
         marks=pytest.mark.skipif(
             importlib.util.find_spec("uvloop") is None or aiohttp.__version__.startswith("3.12."),
@@ -44,13 +45,13 @@ SECONDS = 20.0
 class Gunicorn:
     """A gunicorn with one worker, on a loopback socket that is open before it starts."""
 
-    def __init__(self, worker: str, log: Path) -> None:
+    def __init__(self, application: str, options: list[str], log: Path) -> None:
         self._log = log
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listening, log.open("wb") as output:
             self.port: int = listening.getsockname()[1]
             command = [
-                sys.executable, "-m", "gunicorn", "tests.ecosystem.gunicorn_app:reduced", "--workers", "1",
-                "--worker-class", worker, "--bind", f"fd://{listening.fileno()}", "--no-control-socket",
+                sys.executable, "-m", "gunicorn", f"tests.ecosystem.gunicorn_app:{application}", *options,
+                "--workers", "1", "--bind", f"fd://{listening.fileno()}", "--no-control-socket",
             ]  # fmt: skip
             self.process = subprocess.Popen(
                 command,
@@ -115,12 +116,12 @@ class Gunicorn:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[str], Gunicorn]]:
-    """Start gunicorns with a kind of worker."""
+def start(tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
+    """Start gunicorns for an application, with options."""
     started: list[Gunicorn] = []
 
-    def start(worker: str) -> Gunicorn:
-        started.append(Gunicorn(worker, tmp_path / f"log {len(started)}"))
+    def start(application: str, *options: str) -> Gunicorn:
+        started.append(Gunicorn(application, [*options], tmp_path / f"log {len(started)}"))
         return started[-1]
 
     yield start
@@ -133,12 +134,12 @@ def seen(reply: Reply) -> Any:
 
 
 # One test for all of it, as each process takes a second to stop.
-@pytest.mark.parametrize(("kind", "worker"), WORKERS)
+@pytest.mark.parametrize(("loop", "arguments"), WORKERS)
 async def test_an_application_in_gunicorn_is_as_without_us_coalesces_and_stops(
-    serve: Start, start: Callable[[str], Gunicorn], kind: str, worker: str
+    serve: Start, start: Callable[..., Gunicorn], loop: str, arguments: list[str]
 ) -> None:
-    ours = start(worker)
-    without = await serve(await plain())
+    ours = start(*arguments)
+    without = await serve(made())
     await ours.ready()
 
     # As without us.
@@ -160,7 +161,7 @@ async def test_an_application_in_gunicorn_is_as_without_us_coalesces_and_stops(
     replies = [await connection.receive() for connection in sent]
 
     assert {reply.status for reply in replies} == {200}
-    assert {reply.headers["X-Loop"] for reply in replies} == {kind}
+    assert {reply.headers["X-Loop"] for reply in replies} == {loop}
     for texts, user in [({reply.text for reply in replies[::2]}, "alice"), ({r.text for r in replies[1::2]}, "bob")]:
         assert len(texts) == 1
         assert texts.pop().startswith(f"for {user}, in run ")
