@@ -41,7 +41,10 @@ def environment(name: str, python: str, *requirements: str) -> str:
         subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([binary, "-m", "pip", "install", "-q", "--upgrade", "pip>=25.1"], check=True)
         subprocess.run(
-            [binary, "-m", "pip", "install", "-q", "-e", ".[uvloop]", "--group", "test", *requirements],
+            [
+                *(binary, "-m", "pip", "install", "-q", "-e", ".[uvloop]"),
+                *("--group", "test", "--group", "ecosystem", *requirements),
+            ],
             check=True,
             cwd=ROOT,
         )
