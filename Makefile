@@ -33,9 +33,10 @@ bench: $(VENV)/.bench
 	-@$(BIN)/python -m bench.install
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# Of the data of the latest `make bench`, or of DATA=FILE.
+# The pictures and the table of the README, of the data of the latest `make bench`, or of DATA=FILE.
 pictures: $(VENV)/.pictures
 	$(BIN)/python -m bench.pictures $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m bench.markdown $(if $(DATA),--data $(DATA))
 
 # The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time, and
 # streams that end in every way, a thousand times each.

@@ -12,7 +12,7 @@ if not hasattr(os, "sched_setaffinity"):
     pytest.skip("the bench is for Linux", allow_module_level=True)
 pytest.importorskip("uvloop", reason="the servers of the bench run on uvloop")
 
-from bench import calls, install, pictures
+from bench import calls, install, markdown, pictures
 from bench.core import WORKS, cached
 from bench.curve import Curve, extrapolated, level, per_unit
 from bench.growth import LATENCY, MEMORY
@@ -270,3 +270,22 @@ def test_what_cannot_be_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsy
     install.main()
 
     assert "varnish" in capsys.readouterr().out
+
+
+def test_the_table_of_the_readme_is_written_between_its_marks() -> None:
+    begin, end = "<!-- bench: `make pictures` writes this -->\n", "<!-- end of bench -->\n"
+
+    written = markdown.written_into(f"before\n{begin}old\n{end}after\n", sample())
+
+    assert written.startswith(f"before\n{begin}\n| what ")
+    assert written.endswith(f"- a machine\n\n{end}after\n")
+    assert "old" not in written
+    assert "| 1.050 (1.00..1.10) | <= 1.05 ✓ |" in written
+    assert "| not there | - | - | not measured: no such program |  |" in written
+    assert markdown.written_into(written, sample()) == written
+    with pytest.raises(ValueError, match="no place for the table"):
+        markdown.written_into("before\nafter\n", sample())
+
+
+def test_the_readme_has_a_place_for_the_table() -> None:
+    assert markdown.written_into(markdown.README.read_text(), sample())
