@@ -109,10 +109,11 @@ def permissions(lines: Sequence[str]) -> dict[str, list[str | None]]:
 
 def vary_names(lines: Sequence[str]) -> tuple[str, ...] | None:
     """The names in Vary, in lower case; None for `*` or anything malformed (RFC 9110, 12.5.5)."""
-    names = [member.lower() for member in list_members(lines)]
-    if any(name == "*" or _TOKEN.match(name) is None for name in names):
+    members = list_members(lines)
+    # (Before they are folded: there is more than one letter whose small form is a "k".)
+    if any(name == "*" or _TOKEN.match(name) is None for name in members):
         return None
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys([name.lower() for name in members]))
 
 
 def is_fresh(headers: CIMultiDict[str], now: float) -> bool:
