@@ -125,7 +125,7 @@ class Selection:
         mine, others = self._rest_of(one), self._rest_of(other)
         if mine == others:
             return None
-        differing = [pair for pair in mine if pair not in others] + [pair for pair in others if pair not in mine]
+        differing = set(mine) ^ set(others)  # there may be thousands
         return min(differing)[0] if differing else mine[0][0]
 
     def _rest_of(self, request: web.BaseRequest) -> list[tuple[str, bytes]]:
