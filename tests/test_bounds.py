@@ -6,14 +6,21 @@ hosts (`test_client_stats.py`), names that were learned (`test_reads.py`), write
 (`test_streams_joining.py`, `test_streams_isolation.py`, `test_broadcast.py`, `test_client_streaming.py`).
 """
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
+from aiohttp import web
+
 from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
 from aiohttp_reduce.server.identity import Selection
+from aiohttp_reduce.server.reads import Reads
+from tests.harness import Start
+from tests.streaming import Tap, arrived, nothing_is_left, streams
 
 # Time.
 
@@ -39,3 +46,42 @@ def test_the_difference_of_many_lines_is_found_in_linear_time() -> None:
     one, other = [received(*[(b"User-Agent", b"%d" % number) for number in range(n, n + 20_000)]) for n in (0, 20_000)]
     with little_time():
         assert a_selection().difference(one, other) == "user-agent"
+
+
+USER: Any = web.RequestKey("user", str) if hasattr(web, "RequestKey") else "user"
+
+
+@web.middleware
+async def with_a_user(request: web.Request, handler: Any) -> Any:
+    request[USER] = "alice"
+    return await handler(request)
+
+
+async def test_each_who_joins_a_stream_is_compared_a_few_times_however_many_there_are(
+    serve: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = 0
+    refuses = Reads.refuses
+
+    def counted(*args: Any) -> Any:
+        nonlocal compared
+        compared += 1
+        return refuses(*args)
+
+    monkeypatch.setattr(Reads, "refuses", counted)
+    tap = Tap(lambda request: web.StreamResponse(headers={"X-For": request[USER]}))
+    server = await streams(serve, tap, outer=[with_a_user])
+    tap.send_head()
+    tap.let(b"first;")
+    readers = [await server.send("/")]
+    await arrived(b"first;", readers[0])
+    for _ in range(60):
+        readers.append(await server.send("/"))
+        await arrived(b"first;", readers[-1])
+    tap.let(*[b"more;"] * 40)
+    tap.end()
+    replies = await asyncio.gather(*[reader.receive() for reader in readers])
+    assert {reply.body for reply in replies} == {b"first;" + b"more;" * 40}
+    assert tap.runs == 1
+    assert compared <= 3 * 60
+    await nothing_is_left(server)
