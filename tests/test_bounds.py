@@ -7,6 +7,7 @@ hosts (`test_client_stats.py`), names that were learned (`test_reads.py`), write
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from aiohttp import web
 from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
 from aiohttp_reduce.server.identity import Selection
 from aiohttp_reduce.server.reads import Reads
+from aiohttp_reduce.stats import MAX_REASONS
 from tests.harness import Start
+from tests.herds import herds
 from tests.streaming import Tap, arrived, nothing_is_left, streams
 
 # Time.
@@ -85,3 +88,15 @@ async def test_each_who_joins_a_stream_is_compared_a_few_times_however_many_ther
     assert tap.runs == 1
     assert compared <= 3 * 60
     await nothing_is_left(server)
+
+
+async def test_those_who_are_turned_away_for_reasons_of_their_own_are_logged_for_a_hundred(
+    serve: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aiohttp_reduce")
+    herd = await herds(serve, lambda request: str(len(list(request.headers))), headers=("Accept",))
+    runs, replies = await herd.meet([{}, *[{f"X-{number}": ""} for number in range(150)]])
+    assert (runs, {reply.text for reply in replies[1:]}) == (151, {"2"})
+    assert len([record for record in caplog.records if "not shared" in record.message]) == MAX_REASONS
+    assert sum(herd.unshared.values()) == 150
+    assert len(herd.unshared) == MAX_REASONS + 1
