@@ -7,8 +7,10 @@ hosts (`test_client_stats.py`), names that were learned (`test_reads.py`), write
 """
 
 import asyncio
+import gc
 import logging
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +23,35 @@ from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
 from aiohttp_reduce.server.identity import Selection
 from aiohttp_reduce.server.reads import Reads
 from aiohttp_reduce.stats import MAX_REASONS
+from aiohttp_reduce.writes import Writes
 from tests.harness import Start
 from tests.herds import herds
 from tests.streaming import Tap, arrived, nothing_is_left, streams
+
+# Memory.
+
+
+@contextmanager
+def little_memory(limit: int) -> Iterator[None]:
+    """Fail where the block leaves behind more bytes than this."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] <= limit
+    finally:
+        tracemalloc.stop()
+
+
+def test_written_paths_are_remembered_whatever_their_length_in_little_memory() -> None:
+    writes = Writes(keep=5.0)
+    with little_memory(2 * 2**20):
+        for number in range(9_000):
+            writes.note(f"/{'x' * 8_000}/{number}", 1.0, matters=True)
+    assert not writes.allow(f"/{'x' * 8_000}/8999", begun=1.0)
+    assert writes.allow(f"/{'x' * 8_000}/9000", begun=1.0)
+
 
 # Time.
 
