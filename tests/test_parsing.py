@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -297,6 +297,7 @@ def with_slots(pieces: tuple[str, ...]) -> st.SearchStrategy[str]:
 
 @tried
 @given(with_slots(COOKIES))
+@example(f'theme="a; _ga={SLOT}; b"')
 def test_cookies_that_are_left_out_are_no_others_to_aiohttp(line: str) -> None:
     one, other = [requested("Cookie", line.replace(SLOT, value)) for value in ("GA1.1", "GA1.2")]
     if SELECTION.headers_of(one) == SELECTION.headers_of(other):
