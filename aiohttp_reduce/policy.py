@@ -22,7 +22,10 @@ _MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+(?:"|\\?\Z))*+', re.DOTA
 _PLAIN_DIRECTIVE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:=([!#$%&'*+\-.^_`|~0-9A-Za-z]+))?\Z")
 _DELTA_SECONDS: Final = re.compile(r"[0-9]{1,10}\Z")
 # RFC 9110, 5.6.7, the preferred form alone.
-_IMF_FIXDATE: Final = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\Z", re.ASCII)
+# (A year such as 0050 would be taken for 2050.)
+_IMF_FIXDATE: Final = re.compile(
+    r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} [1-9]\d{3} \d\d:\d\d:\d\d GMT\Z", re.ASCII
+)
 
 # They judge the one who asked (RFC 9110, 15.5; 421: 15.5.20; 425: RFC 8470; 429, 431, 511: RFC 6585).
 _JUDGES: Final = frozenset({401, 403, 407, 421, 425, 429, 431, 511})
@@ -109,31 +112,48 @@ def permissions(lines: Sequence[str]) -> dict[str, list[str | None]]:
 
 def vary_names(lines: Sequence[str]) -> tuple[str, ...] | None:
     """The names in Vary, in lower case; None for `*` or anything malformed (RFC 9110, 12.5.5)."""
-    names = [member.lower() for member in list_members(lines)]
-    if any(name == "*" or _TOKEN.match(name) is None for name in names):
+    members = list_members(lines)
+    # (Before they are folded: there is more than one letter whose small form is a "k".)
+    if any(name == "*" or _TOKEN.match(name) is None for name in members):
         return None
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys([name.lower() for name in members]))
 
 
 def is_fresh(headers: CIMultiDict[str], now: float) -> bool:
-    """Whether the answer says for how long it is fresh, and that is longer than no time (RFC 9111, 4.2.1).
+    """Whether the answer says for how long it is fresh, and that is longer than it is old (RFC 9111, 4.2).
 
     `now` is in seconds since the epoch. s-maxage goes before max-age, and that before Expires; what is
-    malformed, or says two things, says nothing.
+    malformed, or says two things, says nothing, and where that is Date or Age, nothing is fresh.
     """
+    date = _time(headers.getall(hdrs.DATE)) if hdrs.DATE in headers else now
+    ages = headers.getall(hdrs.AGE, ("0",))
+    age = _seconds(ages[0]) if len(ages) == 1 else -1
+    if date is None or age < 0:
+        return False
+    lifetime = _lifetime(headers, date)
+    return lifetime is not None and lifetime > max(age, now - date)
+
+
+def _lifetime(headers: CIMultiDict[str], date: float) -> float | None:
+    """For how many seconds the answer says that it is fresh, if it was made at this time; None if it does not."""
     members = list_members(headers.getall(hdrs.CACHE_CONTROL, ()))
     directives = permissions(headers.getall(hdrs.CACHE_CONTROL, ()))
     for name in ("s-maxage", "max-age"):
         if any(member.lower().startswith(name) for member in members):
-            ages = directives.get(name, [])
-            return len(ages) == 1 and _seconds(ages[0]) > 0
-    lines = headers.getall(hdrs.EXPIRES, ())
+            values = directives.get(name, [])
+            return _seconds(values[0]) if len(values) == 1 else None
+    expires = _time(headers.getall(hdrs.EXPIRES, ()))
+    return None if expires is None else expires - date
+
+
+def _time(lines: Sequence[str]) -> float | None:
+    """The one date in these lines, in seconds since the epoch; None for anything else."""
     if len(lines) != 1 or _IMF_FIXDATE.match(lines[0]) is None:
-        return False
+        return None
     try:
-        return parsedate_to_datetime(lines[0]).timestamp() > now
+        return parsedate_to_datetime(lines[0]).timestamp()
     except (ValueError, OverflowError):
-        return False
+        return None
 
 
 def is_for_others(headers: CIMultiDict[str]) -> bool:

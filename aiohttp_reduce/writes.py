@@ -25,8 +25,9 @@ class Writes:
         self._keep = keep
         # What was begun after the latest of all writes is allowed wherever it goes.
         self.latest = -math.inf
-        # The latest of each place, oldest first.
-        self._at: dict[Hashable, float] = {}
+        # The latest of each place, oldest first. By its hash: a stranger may choose a long path, and where two have
+        # the same hash, a write to one of them counts for the other too.
+        self._at: dict[int, float] = {}
         self._all = -math.inf
         self._noting = threading.Lock()
 
@@ -35,14 +36,14 @@ class Writes:
 
     def note(self, place: Hashable, now: float, *, matters: bool) -> None:
         """A write to this place is answered now; `matters` is false where nothing was begun before it."""
-        at = self._at
+        at, key = self._at, hash(place)
         with self._noting:
             while at:
                 oldest = next(iter(at))
                 if at[oldest] >= now - self._keep:
                     break
                 del at[oldest]  # whatever was begun before it is too old to be joined anyway
-            at.pop(place, None)
+            at.pop(key, None)
             if not matters:
                 return
             self.latest = now
@@ -50,10 +51,10 @@ class Writes:
                 self._all = now
                 at.clear()
             else:
-                at[place] = now
+                at[key] = now
 
     def allow(self, place: Hashable, begun: float) -> bool:
         """Whether what was begun then is from after the latest write to this place."""
         if self._all >= begun:
             return False
-        return not self._at or self._at.get(place, -math.inf) < begun
+        return not self._at or self._at.get(hash(place), -math.inf) < begun

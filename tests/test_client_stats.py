@@ -9,9 +9,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import ClientSession, web
+from yarl import URL
 
 from aiohttp_reduce import ReducingClientSession, reduce_client_middleware, reduce_middleware
+from aiohttp_reduce.client.door import MAX_HOSTS
 from aiohttp_reduce.hooks import BaseHooks, StatisticsDetailHooks, StatisticsOverallHooks
+from aiohttp_reduce.stats import Bypass
 from tests.harness import Gate, Start
 from tests.upstream import Exchange, OpenSession, StartUpstream, bodies, reducer_of, waiting
 
@@ -74,6 +77,14 @@ async def test_the_names_of_hosts_are_bounded(
     assert (hosts["(other)"]["total"], hosts["(other)"]["bypassed"]) == (4, {"reduce-false": 2})
     assert session.stats["total"] == 8
     assert len(reducer_of(session)._hosts) == 2
+
+
+def test_hosts_that_are_shown_under_one_name_are_bounded_too() -> None:
+    middleware = reduce_client_middleware()
+    for number in range(3_000):
+        middleware._enter(URL(f"http://host{'.' * number}/")).count_bypass(Bypass.METHOD)
+    assert middleware.stats["hosts"]["host"]["bypassed"] == {"method": 3_000}
+    assert len(middleware._hosts) <= MAX_HOSTS
 
 
 async def test_an_error_counts_once_for_its_run(upstream: StartUpstream, reducing: OpenSession) -> None:

@@ -333,3 +333,15 @@ async def test_detail_statistics_keep_one_name_for_code_without_a_file(ident: st
     stats = StatisticsDetailHooks()
     await asyncio.gather(AsyncReducer(stats)(space["cell"](), ident=ident), return_exceptions=True)
     assert stats.total == stats.executed == stats.errors == Counter({"notebook:cell": 1})
+
+
+def test_detail_statistics_count_so_many_names_and_then_all_others_as_one() -> None:
+    hooks = StatisticsDetailHooks()
+    for number in range(1_500):
+        for call in (hooks.on_apply_for, hooks.on_executing_for, hooks.on_reducing_for):
+            call(None, f"GET host{number}")
+        hooks.on_exception_for(None, f"GET host{number}", RuntimeError())
+    hooks.on_apply_for(None, "GET host0")
+    assert (hooks.total["GET host0"], hooks.total["GET host999"], hooks.total["(other)"]) == (2, 1, 500)
+    for counts in (hooks.total, hooks.executed, hooks.reduced, hooks.errors):
+        assert len(counts) == 1_001

@@ -309,6 +309,7 @@ async def test_without_a_host_header_the_address_is_compared(serve: Start) -> No
         ([("Cookie", "_ga=1 session=other")], []),
         ([("Cookie", "_ga=1\tsession=other")], []),
         ([("Cookie", '_ga="1;session=other"')], []),
+        ([("Cookie", 'theme="a; _ga=1; b"')], [("Cookie", 'theme="a; _ga=2; b"')]),
         ([("Cookie", "_ga=1,session=other")], []),
         ([("Cookie", "_ga=1"), ("Cookie", "session=alice")], [("Cookie", "session=alice")]),
         ([("Cookie", "_ga=1"), ("Cookie", "session=alice")], []),

@@ -491,6 +491,16 @@ def test_freshness_is_believed_only_where_it_is_well_formed(lines: list[str], *,
         ([LATER + ", x"], False),
         (["Fri, 01 Jan \u0662\u0661\u0660\u0660 00:00:00 GMT"], False),
         (["Thu, 01 Jan 1970 00:00:01 GMT"], False),  # that is now
+        (["Sat, 01 Jan 0050 00:00:00 GMT"], False),
+        (["Mon, 01 Jan 0001 00:00:00 GMT"], False),
+        (["Fry, 01 Jan 2100 00:00:00 GMT"], False),
+        (["Fri, 01 Foo 2100 00:00:00 GMT"], False),
+        (["fri, 01 Jan 2100 00:00:00 GMT"], False),
+        (["Fri, 31 Feb 2100 00:00:00 GMT"], False),
+        (["Fri, 01 Jan 2100 25:00:00 GMT"], False),
+        (["Friday, 01-Jan-10 00:00:00 GMT"], False),  # the obsolete forms are not believed
+        (["Fri Jan  1 00:00:00 2100"], False),
+        ([""], False),
     ],
 )
 def test_expires_by_rfc_9110(lines: list[str], *, fresh: bool) -> None:
@@ -498,6 +508,47 @@ def test_expires_by_rfc_9110(lines: list[str], *, fresh: bool) -> None:
     assert is_fresh(headers, now=1) is fresh
     headers["Cache-Control"] = "max-age=0"  # goes before it (RFC 9111, 5.3)
     assert not is_fresh(headers, now=1)
+
+
+HOUR = {0: "Thu, 01 Jan 2026 00:00:00 GMT", 1: "Thu, 01 Jan 2026 01:00:00 GMT", 2: "Thu, 01 Jan 2026 02:00:00 GMT"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "fresh"),
+    [
+        # At one o'clock. An answer that was made earlier, as a gateway passes it on, may be too old.
+        ([("Cache-Control", "max-age=60"), ("Date", HOUR[1])], True),
+        ([("Cache-Control", "max-age=60"), ("Date", HOUR[0])], False),
+        ([("Cache-Control", "max-age=3600"), ("Date", HOUR[0])], False),
+        ([("Cache-Control", "max-age=3601"), ("Date", HOUR[0])], True),
+        ([("Cache-Control", "s-maxage=60, max-age=7200"), ("Date", HOUR[0])], False),
+        ([("Cache-Control", "max-age=60"), ("Age", "59")], True),
+        ([("Cache-Control", "max-age=60"), ("Age", "60")], False),
+        ([("Cache-Control", "max-age=60"), ("Age", "0")], True),
+        ([("Cache-Control", "max-age=60"), ("Age", "-1")], False),
+        ([("Cache-Control", "max-age=60"), ("Age", "x")], False),
+        ([("Cache-Control", "max-age=60"), ("Age", "")], False),
+        ([("Cache-Control", "max-age=60"), ("Age", "1"), ("Age", "1")], False),
+        ([("Cache-Control", "max-age=60"), ("Age", "99999999999")], False),
+        # A clock that is ahead makes nothing older (RFC 9111, 4.2.3).
+        ([("Cache-Control", "max-age=60"), ("Date", HOUR[2])], True),
+        ([("Cache-Control", "max-age=60"), ("Date", "yesterday")], False),
+        ([("Cache-Control", "max-age=60"), ("Date", HOUR[1]), ("Date", HOUR[1])], False),
+        # Expires is as long after now as it is after Date (RFC 9111, 4.2.1).
+        ([("Expires", HOUR[2])], True),
+        ([("Expires", HOUR[1])], False),
+        ([("Expires", HOUR[2]), ("Date", HOUR[1])], True),
+        ([("Expires", HOUR[2]), ("Date", HOUR[0])], True),
+        ([("Expires", HOUR[2]), ("Date", HOUR[2])], False),
+        ([("Expires", HOUR[1]), ("Date", HOUR[2])], False),
+        ([("Expires", HOUR[1]), ("Date", HOUR[0])], False),
+        ([("Expires", HOUR[2]), ("Age", "3600")], False),
+        ([("Expires", HOUR[2]), ("Age", "3599")], True),
+        ([("Date", HOUR[1]), ("Age", "0")], False),
+    ],
+)
+def test_what_is_old_already_is_not_fresh(headers: list[tuple[str, str]], *, fresh: bool) -> None:
+    assert is_fresh(CIMultiDict(headers), now=1_767_229_200.0) is fresh
 
 
 @pytest.mark.parametrize(
@@ -518,6 +569,7 @@ def test_expires_by_rfc_9110(lines: list[str], *, fresh: bool) -> None:
         (['A, "'], None),
         (["A;B"], None),
         (["Ä"], None),
+        (["Coo\u212aie"], None),  # the Kelvin sign: in small letters it is a "k"
     ],
 )
 def test_vary_names_by_rfc_9110(lines: list[str], names: tuple[str, ...] | None) -> None:

@@ -5,11 +5,15 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from .identity import NamedIdent, location
 
 logger = logging.getLogger(__name__)
+
+# So many names are counted one by one, then there is one for all others: outgoing requests may go to any host.
+MAX_NAMES: Final = 1_000
+OTHER: Final = "(other)"
 
 
 class BaseHooks:
@@ -153,7 +157,7 @@ class StatisticsOverallHooks(BaseHooks):
 class StatisticsDetailHooks(BaseHooks):
     """The four counts by name: `module:qualname` of the function, or what the HTTP sides name a request.
 
-    Here `executed` counts executions that were started.
+    Here `executed` counts executions that were started. Of each count there are 1,000 names, then `(other)`.
     """
 
     def __init__(self) -> None:
@@ -163,22 +167,26 @@ class StatisticsDetailHooks(BaseHooks):
         self.errors: Counter[str] = Counter()
 
     @staticmethod
-    def _name(coro: Any, ident: Any) -> str:
+    def _count(counts: Counter[str], coro: Any, ident: Any) -> None:
         if isinstance(ident, NamedIdent):
-            return ident.name
-        return location(coro) if isinstance(coro, Coroutine) else str(ident)
+            name = ident.name
+        else:
+            name = location(coro) if isinstance(coro, Coroutine) else str(ident)
+        if name not in counts and len(counts) >= MAX_NAMES:
+            name = OTHER
+        counts[name] += 1
 
     def on_apply_for(self, coro: Any, ident: Any) -> None:
-        self.total[self._name(coro, ident)] += 1
+        self._count(self.total, coro, ident)
 
     def on_executing_for(self, coro: Any, ident: Any) -> None:
-        self.executed[self._name(coro, ident)] += 1
+        self._count(self.executed, coro, ident)
 
     def on_reducing_for(self, coro: Any, ident: Any) -> None:
-        self.reduced[self._name(coro, ident)] += 1
+        self._count(self.reduced, coro, ident)
 
     def on_exception_for(self, coro: Any, ident: Any, exception: BaseException) -> None:
-        self.errors[self._name(coro, ident)] += 1
+        self._count(self.errors, coro, ident)
 
     def __str__(self) -> str:
         lines: list[str] = []

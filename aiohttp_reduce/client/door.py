@@ -149,7 +149,9 @@ class ReduceClientMiddleware:
             name = str(url.host_port_subcomponent)
             if name not in self._counters and len(self._counters) >= MAX_HOSTS:
                 return self._counters.setdefault(OTHER, Counters())
-            counters = self._hosts[key] = self._counters.setdefault(name, Counters())
+            counters = self._counters.setdefault(name, Counters())
+            if len(self._hosts) < MAX_HOSTS:  # one name is of many hosts: "a", "a.", "a..", ...
+                self._hosts[key] = counters
         return counters
 
     def _make_table(self, loop: AbstractEventLoop) -> OutgoingTable:

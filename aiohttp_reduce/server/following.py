@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from .. import _aiohttp
 from ..async_reduce_core import PENDING, Flight, Waiter, Wake
-from ..stats import Unshared
+from ..stats import MAX_REASONS, Unshared
 from .late_run import LateRun
 from .leading import Settings, is_error
 from .reading import Reader
@@ -157,7 +157,8 @@ class Follower(Waiter[Outcome]):
 
     def turned_away(self, outcome: Outcome, reason: Unshared, name: str | None) -> None:
         self.route.counters.count_unshared(reason, name)
-        if (reason, name) not in outcome.told:
+        # A stranger may make up the name: each follower's is compared with a bounded number of others.
+        if len(outcome.told) < MAX_REASONS and (reason, name) not in outcome.told:
             outcome.told += ((reason, name),)
             detail = "" if name is None else f": {name}"
             logger.debug("%s %s: not shared (%s%s)", self.request.method, self.route.name, reason, detail)

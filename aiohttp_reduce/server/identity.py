@@ -133,7 +133,7 @@ class Selection:
         mine, others = self._rest_of(one), self._rest_of(other)
         if mine == others:
             return None
-        differing = [pair for pair in mine if pair not in others] + [pair for pair in others if pair not in mine]
+        differing = set(mine) ^ set(others)  # there may be thousands
         return min(differing)[0] if differing else mine[0][0]
 
     def _rest_of(self, request: web.BaseRequest) -> list[tuple[str, bytes]]:
@@ -160,10 +160,10 @@ class Selection:
     def _cookies(self, lines: list[bytes]) -> bytes:
         """The cookies that count. What is not plainly one cookie that does not, counts.
 
-        aiohttp reads the first line only, and ends a cookie at white space too: what it could read in another
-        way than this does is kept whole.
+        aiohttp reads the first line only, ends a cookie at white space too, and takes a quoted value with whatever
+        semicolons are in it: what it could read in another way than this does is kept whole.
         """
-        if len(lines) != 1:
+        if len(lines) != 1 or b'"' in lines[0]:
             return b"\n".join(lines)
         kept = []
         for pair in lines[0].split(b";"):

@@ -53,7 +53,8 @@ class Outcome:
 
     `reads` is what the handler looked at that a follower may have otherwise. `raised` says whether followers
     raise what `make` gives them, rather than return it; `herd` is how many requests it is for, leader included;
-    `free` that it is known to be for everybody who waited; `told` why somebody was turned away, as logged;
+    `free` that it is known to be for everybody who waited; `told` why somebody was turned away, as logged, a hundred
+    reasons at most;
     `passes` the pass marker (target and identity) that was set because of it.
     """
 

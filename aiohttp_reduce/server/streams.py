@@ -179,10 +179,13 @@ class Stream(Answer):
         noted = len(notes.names) + len(notes.items) + len(notes.written)
         if noted == self._noted and not notes.items:
             return
+        before = self.reads if noted == self._noted else None
         self._noted = noted
         self.free = False
         self.reads = reads = self._rules.reads(run)
         assert reads is not None
+        if before is not None and before.changed == reads.changed:
+            return  # all members were compared with this, when it was noted or when they came
         if reads.written is not None:
             # Their own request mappings will not have it; but what was read so far is not wrong.
             self.close()
