@@ -44,6 +44,7 @@ soak: $(VENV)/.test
 	$(BIN)/python -m tests.growth --seconds 60
 	$(BIN)/python -m tests.test_fuzz 0 20000
 	$(BIN)/python -W ignore -m tests.test_foreign_fuzz 0 10000
+	$(BIN)/python -m tests.test_parsing 100000
 	$(BIN)/python -m tests.test_broadcast_interleavings 20000
 	$(BIN)/python -m tests.test_client_streaming 0 5000
 	ROUNDS=1000 $(BIN)/python -m pytest tests/test_streams_ends.py -k many_times
