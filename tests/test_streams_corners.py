@@ -461,3 +461,32 @@ async def test_an_inner_door_that_keeps_no_more_leaves_the_outer_one_what_it_nee
     assert [await received(one) for one in everybody] == [b"a first piece a second piece a third piece"] * 2
     assert tap.runs == 1
     await nothing_is_left(server)
+
+
+async def test_a_write_that_was_given_up_is_no_noise_when_its_connection_breaks(serve: Start, noise: list[Any]) -> None:
+    wires, go_on = Wires(), asyncio.Event()
+    writing: list[asyncio.Task[None]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+
+        async def write() -> None:
+            for piece in PIECES:
+                await response.write(piece)
+
+        writing.append(asyncio.create_task(write()))
+        await asyncio.wait(writing)
+        await go_on.wait()
+        return response
+
+    server = await streams(serve, Tap(), handler=handler, outer=[wires])
+    connection = await slow(server)
+    await wires.blocked(0)
+    writing[0].cancel()
+    await asyncio.wait(writing)
+    writing.clear()  # what it was cancelled with holds what it was waiting for
+    connection.abort()
+    await wires.disconnected(0)
+    go_on.set()
+    await nothing_is_left(server)
