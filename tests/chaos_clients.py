@@ -100,6 +100,8 @@ class Clients:
         """Some clients that mostly ask for the same, each in its own way."""
         choose = self.choose
         kind, number = choose.choice(list(KINDS)), choose.randrange(40)
+        if kind in STREAMS and choose.random() < 0.3:
+            number = 9  # more than sockets hold
         method, version = (
             choose.choices(("GET", "HEAD"), (9, 1))[0],
             choose.choices(("HTTP/1.1", "HTTP/1.0"), (6, 1))[0],
