@@ -16,6 +16,8 @@ SIZES: Final = (20, 300, 5_000, 5_000, 30_000, 30_000, 70_000, 70_000, 200_000, 
 # The header that tells requests apart: one for tracing, so that it is not in the identity.
 REQUEST_ID: Final = "X-Request-ID"
 
+# An empty value of a cookie, as Python writes it.
+EMPTY: Final = '""'
 # What is wrong with a body of which only the end of its connection said that it was the whole.
 PART: Final = "a part that looks whole"
 # Kinds whose answers may break off, or not come at all; and those whose bodies are streamed.
@@ -49,7 +51,9 @@ class Ask:
 
     def encoded(self) -> bytes:
         """The request as it goes over the wire."""
-        lines = [f"{self.method} /{self.kind}/{self.number} {self.version}", f"{REQUEST_ID}: {self.ident}"]
+        lines = [f"{self.method} /{self.kind}/{self.number} {self.version}"]
+        if self.ident:
+            lines.append(f"{REQUEST_ID}: {self.ident}")
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         if self.method == "POST" and "Transfer-Encoding" in self.headers:
             half = len(self.body) // 2
@@ -80,7 +84,7 @@ def what_is_wrong(ask: Ask, answer: Answer, *, closing: bool) -> str | None:
         return "for another request"
     if "X-For" not in answer.headers and answer.status < 400:
         return "no signal was sent"
-    if answer.cookies and (name != "own" or not answer.cookies[0].startswith(f"ident={ask.ident};")):
+    if answer.cookies and (name != "own" or not answer.cookies[0].startswith(f"ident={ask.ident or EMPTY};")):
         return "a cookie for another one"
     coding = answer.headers.get("Content-Encoding")
     if ask.method == "HEAD":

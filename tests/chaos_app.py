@@ -267,7 +267,7 @@ async def ranged(scene: Scene, request: web.Request, name: str, number: int) -> 
 @kind
 async def own(scene: Scene, request: web.Request, name: str, number: int) -> Any:
     """Sets a cookie that is for the one who asked."""
-    ident = request.headers[REQUEST_ID]
+    ident = request.headers.get(REQUEST_ID, "")
     await scene.pause(0, 0.02)
     response = text(body_of(name, number))
     response.set_cookie("ident", ident)
@@ -344,7 +344,9 @@ def make_app(scene: Scene, session_options: Mapping[str, Any], **options: Any) -
         name = request.match_info["kind"]
         if name not in {"limited", "late_stream"}:
             return await handler(request)
-        ident = request.headers[REQUEST_ID]
+        ident = request.headers.get(REQUEST_ID)
+        if not ident:
+            return await handler(request)
         scene.limited[ident] = False
         try:
             if scene.choose.random() < 0.5:
@@ -368,7 +370,7 @@ def make_app(scene: Scene, session_options: Mapping[str, Any], **options: Any) -
         return await handler(request)
 
     async def tell(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        ident = request.headers[REQUEST_ID]
+        ident = request.headers.get(REQUEST_ID, "")
         response.headers["X-For"] = ident
         if ident in scene.limited:
             scene.limited[ident] = True
@@ -383,6 +385,6 @@ def make_app(scene: Scene, session_options: Mapping[str, Any], **options: Any) -
     app = web.Application(middlewares=[limit_time, middleware])
     app.on_response_prepare.append(tell)
     app.cleanup_ctx.append(session)
-    app.router.add_route("*", "/{kind:alone}/{number}", never)
-    app.router.add_route("*", r"/{kind}/{number:\d+}", handler)
+    for name in KINDS:
+        app.router.add_route("*", rf"/{{kind:{name}}}/{{number:\d+}}", never if name == "alone" else handler)
     return app, middleware
