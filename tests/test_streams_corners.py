@@ -3,13 +3,14 @@ or fails at odd ends, and who is told of it. Each test fails without one line th
 
 import asyncio
 import contextvars
+import gzip
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.payload import AsyncIterablePayload
 
-from aiohttp_reduce import reduce_middleware
+from aiohttp_reduce import _aiohttp, reduce_middleware
 from tests.harness import Start, app_with, eventually
 from tests.streaming import Tap, Wires, arrived, is_broken, joined, nothing_is_left, resume, slow, streams
 from tests.test_streams_isolation import BODY, PIECE, PIECES, received
@@ -460,4 +461,69 @@ async def test_an_inner_door_that_keeps_no_more_leaves_the_outer_one_what_it_nee
     tap.end()
     assert [await received(one) for one in everybody] == [b"a first piece a second piece a third piece"] * 2
     assert tap.runs == 1
+    await nothing_is_left(server)
+
+
+async def test_a_write_that_was_given_up_is_no_noise_when_its_connection_breaks(serve: Start, noise: list[Any]) -> None:
+    wires, go_on = Wires(), asyncio.Event()
+    writing: list[asyncio.Task[None]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+
+        async def write() -> None:
+            for piece in PIECES:
+                await response.write(piece)
+
+        writing.append(asyncio.create_task(write()))
+        await asyncio.wait(writing)
+        await go_on.wait()
+        return response
+
+    server = await streams(serve, Tap(), handler=handler, outer=[wires])
+    connection = await slow(server)
+    await wires.blocked(0)
+    writing[0].cancel()
+    await asyncio.wait(writing)
+    writing.clear()  # what it was cancelled with holds what it was waiting for
+    connection.abort()
+    await wires.disconnected(0)
+    go_on.set()
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+async def test_who_joins_while_a_piece_is_compressed_has_it_all_though_the_first_requester_left_meanwhile(
+    serve: Start, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    compressing, go_on = asyncio.Event(), asyncio.Event()
+    wires = Wires()
+    compress = _aiohttp.Compressor.compress
+
+    async def held(self: Any, data: bytes) -> bytes:
+        compressing.set()
+        await go_on.wait()
+        return await compress(self, data)
+
+    monkeypatch.setattr(_aiohttp.Compressor, "compress_now", lambda *_: None)
+    monkeypatch.setattr(_aiohttp.Compressor, "compress", held)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_compression()
+        await response.prepare(request)
+        await (response.write_eof if at_the_end else response.write)(BODY)
+        return response
+
+    server = await streams(serve, Tap(), handler=handler, outer=[wires])
+    gzipped = {"Accept-Encoding": "gzip"}
+    first = await server.send("/", gzipped)
+    await compressing.wait()
+    late = await server.send("/", gzipped)
+    await eventually(lambda: server.figure("reduced") == 1)
+    first.abort()
+    await wires.disconnected(0)
+    go_on.set()
+    assert gzip.decompress((await late.receive()).body) == BODY
     await nothing_is_left(server)

@@ -396,7 +396,14 @@ def drain_waiter(request: web.BaseRequest) -> "asyncio.Future[None] | None":
     waiter = protocol._drain_waiter
     if waiter is None:
         waiter = protocol._drain_waiter = protocol._loop.create_future()
+        # Whoever waits may give up: then nobody else asks for what `connection_lost` puts in.
+        waiter.add_done_callback(_look_at)
     return waiter
+
+
+def _look_at(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.cancelled():
+        waiter.exception()
 
 
 def unsent(request: web.BaseRequest) -> object:

@@ -7,6 +7,7 @@ ended, or nobody can join any more; the writer has its own methods back.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientConnectionResetError, web
@@ -170,8 +171,10 @@ class Producer:
                 self.real.buffer_size = 0
                 await self._drain()
         except ConnectionError as exception:
-            self._stream.fail(exception)
-            raise
+            if self._pump is None:
+                self._stream.fail(exception)
+                raise
+            # Others have joined while it was compressed: they read on, and its reader will find out.
 
     async def write_eof(self, chunk: Any = b"") -> None:
         if not self._heads:
@@ -186,7 +189,8 @@ class Producer:
             if data:
                 data = await self._keep(data)
             if self._pump is not None:  # since then
-                await self._own.write(data)
+                with suppress(ConnectionError):  # its reader will find out
+                    await self._own.write(data)
             else:
                 self._stream.finish()
                 if self._coding is not None:
