@@ -245,10 +245,13 @@ class Doorway(RuleBasedStateMachine):
         self.check()
 
     @precondition(lambda self: self.present())
-    @rule(who=_index)
-    def leave(self, who: int) -> None:
+    @rule(who=_index, is_heir=st.booleans())
+    def leave(self, who: int, is_heir: bool) -> None:
         """One who waits, or was promoted, leaves."""
         present = self.present()
+        heirs = [number for number in present if self.following[number].promoted is not None]
+        if is_heir and heirs:
+            present = heirs
         member = present[who % len(present)]
         one = self.following[member]
         one.is_gone = True
