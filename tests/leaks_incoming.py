@@ -300,10 +300,10 @@ class World:
             return True
         key = self.options.key
         # (No cookie is an analytics one where none is said to be.)
-        holders = ["session", "credentials", "analytics", *(["address"] if key in {"address", "tuple"} else [])]
+        holders = ["session", "credentials", *(["address"] if key in {"address", "tuple"} else [])]
         return (
             route.once == "private"
-            and (key in {"remote", "tuple"} or any(first.get(name) != NOBODY for name in holders))
+            and (key in {"remote", "tuple"} or any(first.get(name) != NOBODY for name in (*holders, "analytics")))
             and all(ask.get(name) == first.get(name) for ask in sharers for name in holders)
         )
 
