@@ -922,3 +922,27 @@ async def test_a_server_that_is_an_application_sees_one_request(serve: Start, re
     await eventually(lambda: bool(session.stats["waiting"] == 49))
     gate.open()
     assert [await (await call).json() for call in calls] == [{"runs": 1}] * 50
+
+
+async def test_an_answer_that_varies_is_not_for_the_last_one_who_stayed_if_that_one_differs(
+    upstream: StartUpstream, reducing: OpenSession
+) -> None:
+    gate = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        await gate.wait()
+        await exchange.respond(exchange.headers["X-Request-ID"].encode(), Vary="X-Request-ID")
+
+    server, session = await upstream(answer), reducing()
+
+    async def body(headers: dict[str, str]) -> bytes:
+        async with session.get(server.url, headers=headers) as response:
+            return await response.read()  # type: ignore[no-any-return]
+
+    first, second = asyncio.ensure_future(body(A)), asyncio.ensure_future(body(B))
+    await eventually(lambda: bool(session.stats["waiting"] == 1))
+    await server.asked()
+    first.cancel()
+    await asyncio.wait([first])
+    gate.set()
+    assert await second == b"b"

@@ -544,3 +544,37 @@ async def test_applications_never_share_a_flight(serve: Start) -> None:
     await gate.entered(2)
     gate.open()
     assert [(await connection.receive()).text for connection in sent] == ["one", "two"]
+
+
+async def test_one_who_is_gone_and_should_lead_at_a_door_further_in_hands_on_at_the_one_further_out(
+    serve: Start,
+) -> None:
+    gate = Gate()
+    tasks: list[Any] = []
+    requests: list[web.Request] = []
+
+    @web.middleware
+    async def outermost(request: web.Request, handler: Any) -> web.StreamResponse:
+        tasks.append(asyncio.current_task())
+        requests.append(request)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=f"run {await gate.wait(request)}")
+
+    outer, inner = reduce_middleware(headers=("X-Who",)), reduce_middleware(headers=())
+    server = await serve(app_with(handler, outer, outer=[outermost], inner=[inner]), middleware=outer)
+    await server.send("/", {"X-Who": "1"})
+    await gate.entered()
+    second = await server.send("/", {"X-Who": "2"})
+    await eventually(lambda: inner.stats["waiting"] == 1)
+    third = await server.send("/", {"X-Who": "2"})
+    await server.waiting(1)
+    second.abort()
+    await eventually(lambda: requests[1].transport is None)
+    tasks[0].cancel()
+    await gate.entered(2)
+    gate.open()
+    assert (await third.receive()).text == "run 2"
+    await eventually(server.nothing_is_left)

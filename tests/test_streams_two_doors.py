@@ -144,3 +144,26 @@ async def test_what_a_body_looked_at_that_was_read_for_all_counts_at_an_outer_do
     assert [await received(one) for one in (first, leads_outside)] == [b"one [a]"] * 2
     assert await is_broken(other)
     await nothing_is_left(server)
+
+
+async def test_a_door_further_out_that_nobody_can_join_any_more_takes_nothing_from_those_further_in(
+    serve: Start, quiet: list[Any]
+) -> None:
+    tap = Looks()
+    server, waiting = await behind_two_doors(serve, tap.handler)
+    first = await server.send("/sub/", {"X-Who": "1"})
+    await eventually(lambda: tap.runs == 1)
+    second = await server.send("/sub/", {"X-Who": "2"})
+    await waiting(1)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", first, second)
+    server.middleware.forget("/sub/")
+    for piece in (b"two ", b"three "):
+        tap.let(piece)
+        await arrived(piece, first, second)
+    tap.end()
+    assert [await received(one) for one in (first, second)] == [b"one two three "] * 2
+    assert tap.runs == 1
+    assert (await first.request("/sub/", {"X-Who": "1"})).status == 200  # its connection goes on
+    await nothing_is_left(server)

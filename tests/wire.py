@@ -20,12 +20,13 @@ LIMIT = 10_000.0
 
 
 class Line(asyncio.Transport):
-    """One connection, as the far end sees it. `asked` are the request lines that came."""
+    """One connection, as the far end sees it. `asked` are the request lines that came, `latest` is the last head."""
 
     def __init__(self, far_end: "FarEnd", protocol: Any) -> None:
         super().__init__()
         self.far_end = far_end
         self.asked: list[str] = []
+        self.latest = b""
         self.closed = False
         self._protocol = protocol
         self._received = b""
@@ -59,7 +60,7 @@ class Line(asyncio.Transport):
         self._received += bytes(data)
         if self._received.endswith(b"\r\n\r\n") and not self.closed:
             line = self._received.split(b"\r\n", 1)[0].decode().removesuffix(" HTTP/1.1")
-            self._received = b""
+            self.latest, self._received = self._received, b""
             self.asked.append(line)
             self.far_end.asked.append(line)
             self._answering.append(asyncio.ensure_future(self._answer()))

@@ -37,6 +37,7 @@ _HOOK: Final = "_prepare_hook"
 # that it does not know (`Request.__setattr__`, 3.0). To ask for `__dict__` makes all later looks at the request slower,
 # aiohttp's own included (m: a request takes 1 us more).
 SETS_PLAINLY: Final = web.Request.__setattr__ is object.__setattr__
+_TOPMOST: Final = "_taken_over_by"
 _WRITING: Final = ("write", "write_eof", "write_headers", "send_headers", "drain")
 
 
@@ -174,9 +175,12 @@ class Takeover:
 
     The writer is made anew for each request, and everything that is written to the client passes these five (public
     methods of `AbstractStreamWriter`); the object stays what it is for whoever has it.
+
+    Several may be put one over the other, and be undone in any order: the writer knows the topmost, as `_TOPMOST`, and
+    each the one that it was put over. The methods that it keeps are the writer's as they are without it.
     """
 
-    __slots__ = ("_before", "drain", "send_headers", "write", "write_eof", "write_headers", "writer")
+    __slots__ = ("_before", "_under", "drain", "send_headers", "write", "write_eof", "write_headers", "writer")
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -186,22 +190,33 @@ class Takeover:
         self.send_headers = writer.send_headers
         self.drain = writer.drain
         self._before: dict[str, Any] = {}
+        self._under: Takeover | None = None
 
     def install(self, other: Any) -> None:
         """From now on `other` gets what is written."""
         attributes = self.writer.__dict__
         self._before = {name: attributes.get(name) for name in _WRITING}
+        self._under = attributes.get(_TOPMOST)
         attributes.update({name: getattr(other, name) for name in _WRITING})
+        attributes[_TOPMOST] = self
 
     def undo(self) -> None:
-        """The writer's own methods are back."""
-        before, self._before = self._before, {}
+        """The writer's own methods are back, or those of whoever was put over this."""
         attributes = self.writer.__dict__
-        for name, method in before.items():
-            if method is None:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = method
+        upper = attributes.get(_TOPMOST)
+        if upper is self:
+            for name, method in (*self._before.items(), (_TOPMOST, self._under)):
+                if method is None:
+                    attributes.pop(name, None)
+                else:
+                    attributes[name] = method
+            return
+        while upper is not None and upper._under is not self:
+            upper = upper._under
+        if upper is not None:
+            upper._before, upper._under = self._before, self._under
+            for name in _WRITING:
+                setattr(upper, name, getattr(self, name))
 
 
 def take_compression(response: web.StreamResponse) -> "tuple[str, int | None, Compressor] | None":

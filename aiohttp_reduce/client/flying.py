@@ -5,7 +5,7 @@ import math
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import ClientConnectionError, ClientResponse, StreamReader
+from aiohttp import ClientConnectionError, ClientResponse, StreamReader, hdrs
 
 from .. import _aiohttp
 from .._aiohttp import Head
@@ -45,7 +45,12 @@ async def _fly(settings: Settings, flight: OutgoingFlight, counters: Counters) -
         try:
             streamed = None
             members = flight.members()
-            if len(members) == 1 and response.content.is_eof() and _may_have(flight, members[0]):
+            if (
+                len(members) == 1
+                and response.content.is_eof()
+                and _may_have(flight, members[0])
+                and _agrees(flight, response, members[0])
+            ):
                 # The most common case: nobody else came, and all is there.
                 flight.finish(0, ForOne(flight, response, members[0]))
             elif members:
@@ -85,6 +90,12 @@ def _fail(settings: Settings, flight: OutgoingFlight, counters: Counters, except
     counters.errors += not isinstance(exception, CancelledError)
     settings.tell("on_exception_for", flight.starter, exception)
     flight.finish(0, Failure(flight, exception, len(flight.members())))
+
+
+def _agrees(flight: OutgoingFlight, response: ClientResponse, member: "asyncio.Future[Any]") -> bool:
+    """Whether Vary cannot keep the answer from this member: it may have stayed when the one that asked left."""
+    call: Any = flight.waiters.get(member)
+    return hdrs.VARY not in response.headers or (call is not None and call.started is flight)
 
 
 def _may_have(flight: OutgoingFlight, member: "asyncio.Future[Any]") -> bool:

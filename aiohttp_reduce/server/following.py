@@ -16,7 +16,7 @@ from .. import _aiohttp
 from ..async_reduce_core import PENDING, Flight, Waiter, Wake
 from ..stats import MAX_REASONS, Unshared
 from .late_run import LateRun
-from .leading import Settings, is_error
+from .leading import NobodyAnswersError, Settings, is_error
 from .reading import Reader
 from .replay import Answer, Outcome, mark_not_collapsed
 from .routes import Route
@@ -259,7 +259,7 @@ class Follower(Waiter[Outcome]):
                 elif not self.flights or not _aiohttp.connection_is_open(self.request):
                     # The server shuts down, or the client is gone and will not see this.
                     self.leave()
-                    raise web.HTTPServiceUnavailable(text="503: the server is shutting down")
+                    raise NobodyAnswersError(text="503: the server is shutting down")
             if outcome is PENDING:
                 woken = await self._woken()
                 if isinstance(woken, Wake):

@@ -70,6 +70,10 @@ class Settings:
             guarded(getattr(self.hooks, hook), request, shown, *args)
 
 
+class NobodyAnswersError(web.HTTPServiceUnavailable):
+    """A follower has to run its handler, but its client is gone, or the server shuts down."""
+
+
 def left(task: "Task[Any]", cancelling: int, request: web.Request, exception: BaseException | None) -> bool:
     """Whether the handler's end is its leader's alone.
 
@@ -78,7 +82,7 @@ def left(task: "Task[Any]", cancelling: int, request: web.Request, exception: Ba
     """
     if task.cancelling() > cancelling or is_for_the_loop(exception):
         return True
-    return isinstance(exception, ConnectionError) and not _aiohttp.connection_is_open(request)
+    return isinstance(exception, (ConnectionError, NobodyAnswersError)) and not _aiohttp.connection_is_open(request)
 
 
 def handler_failed(

@@ -154,7 +154,7 @@ class Producer:
             await self._own.write(chunk, drain=drain, LIMIT=LIMIT)
             return
         if self._has_stopped():
-            await self.real.write(chunk, drain=drain, LIMIT=LIMIT)
+            await self._own.write(chunk, drain=drain, LIMIT=LIMIT)
             return
         data = _as_bytes(chunk)
         if not self._is_alone:
@@ -181,7 +181,7 @@ class Producer:
             await self._own.write_eof(chunk)
             return
         if self._has_stopped():
-            await self.real.write_eof(chunk)
+            await self._own.write_eof(chunk)
             return
         self._stream.eof = True
         data = _as_bytes(chunk)
@@ -198,13 +198,13 @@ class Producer:
                     data += self._coding.flush()
                     self._coding = None
                 self.stop()
-                await self.real.write_eof(data)
+                await self._own.write_eof(data)
                 return
         elif data:
             await self._write_shared(data)
         await self.end()
         if self.real is not None:
-            await self.real.write_eof()
+            await self._own.write_eof()
 
     async def drain(self) -> None:
         if self._is_alone:
