@@ -38,8 +38,9 @@ pictures: $(VENV)/.pictures
 	$(BIN)/python -m bench.pictures $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m bench.markdown $(if $(DATA),--data $(DATA))
 
-# The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time, and
-# streams that end in every way, a thousand times each.
+# The long forms of what the suite has in short: bad input for a minute, random herds and readers in virtual time,
+# streams that end in every way, a thousand times each, secrets of many users, models, and ten minutes of chaos over real
+# sockets on each kind of loop.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.growth --seconds 60
 	$(BIN)/python -m tests.test_fuzz 0 20000
@@ -48,6 +49,11 @@ soak: $(VENV)/.test
 	$(BIN)/python -m tests.test_broadcast_interleavings 20000
 	$(BIN)/python -m tests.test_client_streaming 0 5000
 	ROUNDS=1000 $(BIN)/python -m pytest tests/test_streams_ends.py -k many_times
+	$(BIN)/python -m tests.leaks 100000
+	$(BIN)/python -m tests.test_model_core 10000
+	$(BIN)/python -W ignore -m tests.test_model_middleware 10000
+	$(BIN)/python -m tests.chaos --seconds 600 --loop asyncio
+	$(BIN)/python -m tests.chaos --seconds 600 --loop uvloop
 
 clean:
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -942,3 +942,49 @@ async def test_a_body_that_everybody_discards_is_not_kept_for_ever(serve: Start)
     tap.send_head()
     assert await bodies(everybody) == {b"discarded"}
     await nothing_is_left(server)
+
+
+def test_who_is_cancelled_in_the_very_pass_in_which_it_is_given_a_seat_leaves_it(form: str) -> None:
+    follows: asyncio.Task[bytes] | None = None
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"piece"
+        await asyncio.sleep(1.0)
+        yield b"end"
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1.0)
+        if form != "written by the handler":
+            return web.Response(body=pieces())
+        response = web.StreamResponse()
+        await response.prepare(request)
+        cancel()
+        async for piece in pieces():
+            await response.write(piece)
+        return response
+
+    def cancel() -> None:
+        assert follows is not None
+        assert follows.cancel()
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Any) -> Any:
+        response = await handler(request)
+        if form != "written by the handler" and asyncio.current_task() is not follows:
+            cancel()
+        return response
+
+    async def main(loop: VirtualLoop) -> None:
+        nonlocal follows
+        door = StreamDoor(loop, reduce_middleware(), handler, outer=[outer])
+        leads = loop.create_task(door.visit())
+        await asyncio.sleep(0.5)
+        follows = loop.create_task(door.visit())
+        assert await leads == b"pieceend"
+        with pytest.raises(asyncio.CancelledError):
+            await follows
+        await asyncio.sleep(10)
+        assert door.kept == 0
+        assert door.nothing_is_left()
+
+    run_virtually(main)

@@ -86,6 +86,7 @@ class Follower(Waiter[Outcome]):
                 outcome = await self.future
             except BaseException:
                 self.leave()
+                self._leave_seat()  # it may have been given one in this very pass of the loop
                 raise
             finally:
                 counters.waiting -= 1
@@ -106,8 +107,11 @@ class Follower(Waiter[Outcome]):
                     raise
             return await self._given(outcome)
         finally:
-            if self.seat is not None:
-                self.seat.stream.detach(self.seat)
+            self._leave_seat()
+
+    def _leave_seat(self) -> None:
+        if self.seat is not None:
+            self.seat.stream.detach(self.seat)
 
     def _comes_late(self, flight: RequestFlight, outcome: Outcome) -> None:
         """The flight had landed, and was still open."""
