@@ -5,7 +5,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import payload, web
 
 from aiohttp_reduce import reduce_middleware
 from tests.harness import Server, Start, eventually
@@ -173,6 +173,39 @@ async def test_a_door_further_out_that_nobody_can_join_any_more_takes_nothing_fr
     assert [await received(one) for one in (first, second)] == [b"one two three "] * 2
     assert tap.runs == 1
     assert (await first.request("/sub/", {"X-Who": "1"})).status == 200  # its connection goes on
+    await nothing_is_left(server)
+
+
+class Sized(payload.AsyncIterablePayload):
+    """A body that is read once, and says how long it is."""
+
+    size = 8
+
+
+async def test_a_body_with_a_length_that_others_join_at_an_outer_door_comes_to_its_end(
+    serve: Start, quiet: list[Any]
+) -> None:
+    tap = Looks()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        await tap._head.wait()
+        return web.Response(body=Sized(tap.pieces_for(request)))
+
+    server, waiting = await behind_two_doors(serve, handler)
+    first = await server.send("/sub/", {"X-Who": "1"})
+    await eventually(lambda: tap.runs == 1)
+    leads_outside = await server.send("/sub/", {"X-Who": "2"})
+    await waiting(1)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", first, leads_outside)
+    joins = await server.send("/sub/", {"X-Who": "2"})
+    await arrived(b"one ", joins)
+    tap.let(b"two.")
+    tap.end()
+    assert [await received(one) for one in (first, leads_outside, joins)] == [b"one two."] * 3
+    assert tap.runs == 1
     await nothing_is_left(server)
 
 
