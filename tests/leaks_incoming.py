@@ -167,6 +167,7 @@ ONCE: dict[str, Mapping[str, str]] = {
     "info": {"Authentication-Info": "x"},
     "events": {"Content-Type": "text/event-stream"},
     "cookie": {},
+    "cookie by hand": {},
     "401": {},
     "302": {"Location": "/"},
     "item": {},
@@ -418,6 +419,8 @@ class World:
         if route.once is not None:
             if route.once == "cookie":
                 response.set_cookie("made", run.strip().replace("=", ""))
+            elif route.once == "cookie by hand":
+                response.headers.add("Set-Cookie", f"made={run.strip().replace('=', '')}; Path=/")
             response.headers.extend({"X-Run": run.strip()})
             response.headers.update(ONCE[route.once])
         if "vary" in route.looks:
