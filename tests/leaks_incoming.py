@@ -319,7 +319,8 @@ class World:
         if "header" in route.places and headers.getall("X-Secret", []) != words:
             return False
         if "cookie" in route.places and route.form != "exception":
-            cookies = [line.partition("=")[2].partition(";")[0] for line in headers.getall("Set-Cookie", [])]
+            lines = [line for line in headers.getall("Set-Cookie", []) if not line.startswith("made=")]
+            cookies = [line.partition("=")[2].partition(";")[0] for line in lines]
             if cookies[: len(words)] != words:
                 return False
         if route.inner and headers.getall("X-Inner", []) != self.right(ask, (route.inner,)):
