@@ -924,14 +924,16 @@ async def test_a_server_that_is_an_application_sees_one_request(serve: Start, re
     assert [await (await call).json() for call in calls] == [{"runs": 1}] * 50
 
 
+@pytest.mark.parametrize("media_type", ["text/plain", "text/event-stream", "multipart/x-mixed-replace"])
 async def test_an_answer_that_varies_is_not_for_the_last_one_who_stayed_if_that_one_differs(
-    upstream: StartUpstream, reducing: OpenSession
+    upstream: StartUpstream, reducing: OpenSession, media_type: str
 ) -> None:
     gate = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
         await gate.wait()
-        await exchange.respond(exchange.headers["X-Request-ID"].encode(), Vary="X-Request-ID")
+        headers = {"Vary": "X-Request-ID", "Content-Type": media_type}
+        await exchange.respond(exchange.headers["X-Request-ID"].encode(), **headers)
 
     server, session = await upstream(answer), reducing()
 

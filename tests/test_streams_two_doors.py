@@ -5,16 +5,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import payload, web
 
 from aiohttp_reduce import reduce_middleware
-from tests.harness import Start, eventually
+from tests.harness import Server, Start, eventually
 from tests.streaming import Tap, arrived, is_broken, nothing_is_left
 from tests.test_streams_isolation import received
 
 
 class Looks(Tap):
-    """A tap whose pieces may be functions of the request."""
+    """A tap whose pieces may be functions of the request; it compresses what it sends if `compresses`."""
+
+    compresses = False
 
     def let(self, *pieces: Any) -> None:
         super().let(*pieces)
@@ -27,6 +29,8 @@ class Looks(Tap):
         self.runs += 1
         await self._head.wait()
         response = web.StreamResponse()
+        if self.compresses:
+            response.enable_compression()
         await response.prepare(request)
         async for piece in self.pieces_for(request):
             await response.write(piece)
@@ -36,7 +40,10 @@ class Looks(Tap):
     async def one_shot(self, request: web.Request) -> web.StreamResponse:
         self.runs += 1
         await self._head.wait()
-        return web.Response(body=self.pieces_for(request))
+        response = web.Response(body=self.pieces_for(request))
+        if self.compresses:
+            response.enable_compression()
+        return response
 
 
 A, B = {"User-Agent": "a"}, {"User-Agent": "b"}
@@ -53,7 +60,7 @@ async def behind_two_doors(serve: Start, handler: Any, outermost: Any = ()) -> A
     sub.router.add_get("/", handler)
     app = web.Application(middlewares=[*outermost, outer])
     app.add_subapp("/sub", sub)
-    server = await serve(app, middleware=outer)
+    server = await serve(app, middleware=outer, shutdown_timeout=0.1)
 
     def waiting(number: int) -> Any:
         return eventually(lambda: inner.stats["waiting"] + server.figure("waiting") == number)
@@ -166,4 +173,120 @@ async def test_a_door_further_out_that_nobody_can_join_any_more_takes_nothing_fr
     assert [await received(one) for one in (first, second)] == [b"one two three "] * 2
     assert tap.runs == 1
     assert (await first.request("/sub/", {"X-Who": "1"})).status == 200  # its connection goes on
+    await nothing_is_left(server)
+
+
+class Sized(payload.AsyncIterablePayload):
+    """A body that is read once, and says how long it is."""
+
+    size = 8
+
+
+async def test_a_body_with_a_length_that_others_join_at_an_outer_door_comes_to_its_end(
+    serve: Start, quiet: list[Any]
+) -> None:
+    tap = Looks()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tap.runs += 1
+        await tap._head.wait()
+        return web.Response(body=Sized(tap.pieces_for(request)))
+
+    server, waiting = await behind_two_doors(serve, handler)
+    first = await server.send("/sub/", {"X-Who": "1"})
+    await eventually(lambda: tap.runs == 1)
+    leads_outside = await server.send("/sub/", {"X-Who": "2"})
+    await waiting(1)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", first, leads_outside)
+    joins = await server.send("/sub/", {"X-Who": "2"})
+    await arrived(b"one ", joins)
+    tap.let(b"two.")
+    tap.end()
+    assert [await received(one) for one in (first, leads_outside, joins)] == [b"one two."] * 3
+    assert tap.runs == 1
+    await nothing_is_left(server)
+
+
+# -- whoever is broken off at the inner door breaks off for its own followers
+
+
+def inner_stream(server: Server) -> Any:
+    """The stream of the inner door."""
+    [sub] = server.app._subapps
+    [inner] = sub.middlewares
+    [table] = inner._tables.values()  # type: ignore[attr-defined]
+    [streams] = table.streams._by_path.values()
+    [stream] = streams
+    return stream
+
+
+def cut(stream: Any, consumer: Any) -> None:
+    """What becomes of a reader that has held up the others for too long."""
+    stream.broadcast._cut(consumer)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize("compresses", [False, True])
+@pytest.mark.parametrize("one_shot", [False, True])
+@pytest.mark.parametrize("way", ["looked at", "connection error", "http exception", "exception", "stalled"])
+async def test_a_part_is_never_the_whole_for_those_who_follow_a_follower_that_was_broken_off(
+    serve: Start, way: str, one_shot: bool, compresses: bool, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tap = Looks()
+    tap.compresses = compresses
+    server, waiting = await behind_two_doors(serve, tap.one_shot if one_shot else tap.handler)
+    coded = {"Accept-Encoding": "gzip"} if compresses else {}
+    first = await server.send("/sub/", {**A, **coded, "X-Who": "1"}, version=version)
+    await eventually(lambda: tap.runs == 1)
+    leads_outside = await server.send("/sub/", {**B, **coded, "X-Who": "2"}, version=version)
+    await waiting(1)
+    follows = await server.send("/sub/", {**B, **coded, "X-Who": "2"}, version=version)
+    await waiting(2)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"\r\n\r\n", first, leads_outside, follows)
+    joins = await server.send("/sub/", {**B, **coded, "X-Who": "2"}, version=version)
+    await arrived(b"\r\n\r\n", joins)
+    if way == "looked at":
+        tap.let(agent)
+    elif way == "stalled":
+        stream = inner_stream(server)
+        for reader in list(stream.members):  # one, unless what is compressed further in is for one
+            cut(stream, reader.consumer)
+    else:
+        errors = {"connection error": ConnectionResetError(), "http exception": web.HTTPGone()}
+        tap.end(errors.get(way, OSError()))
+    tap.end()
+    assert [await is_broken(one) for one in (leads_outside, follows, joins)] == [True] * 3
+    await nothing_is_left(server)
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize("compresses", [False, True])
+@pytest.mark.parametrize("one_shot", [False, True])
+async def test_a_part_is_never_the_whole_for_those_who_follow_a_first_requester_that_was_cut_off(
+    serve: Start, one_shot: bool, compresses: bool, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tap = Looks()
+    tap.compresses = compresses
+    server, waiting = await behind_two_doors(serve, tap.one_shot if one_shot else tap.handler)
+    coded = {"Accept-Encoding": "gzip"} if compresses else {}
+    first = await server.send("/sub/", {**coded, "X-Who": "1"}, version=version)
+    await eventually(lambda: tap.runs == 1)
+    follows = await server.send("/sub/", {**coded, "X-Who": "1"}, version=version)
+    await waiting(1)
+    other = await server.send("/sub/", {**coded, "X-Who": "2"}, version=version)
+    await waiting(2)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"\r\n\r\n", first, follows, other)
+    stream = inner_stream(server)
+    cut(stream, stream.broadcast._first)
+    tap.let(b"two")
+    tap.end()
+    assert await is_broken(first)
+    assert await is_broken(follows)
+    assert not await is_broken(other)
     await nothing_is_left(server)

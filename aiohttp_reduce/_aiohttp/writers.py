@@ -5,7 +5,7 @@ import copy
 import socket
 import struct
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from types import MethodType
 from typing import Any, Final, Protocol
@@ -180,7 +180,17 @@ class Takeover:
     each the one that it was put over. The methods that it keeps are the writer's as they are without it.
     """
 
-    __slots__ = ("_before", "_under", "drain", "send_headers", "write", "write_eof", "write_headers", "writer")
+    __slots__ = (
+        "_before",
+        "_other",
+        "_under",
+        "drain",
+        "send_headers",
+        "write",
+        "write_eof",
+        "write_headers",
+        "writer",
+    )
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -190,11 +200,13 @@ class Takeover:
         self.send_headers = writer.send_headers
         self.drain = writer.drain
         self._before: dict[str, Any] = {}
+        self._other: Any = None
         self._under: Takeover | None = None
 
     def install(self, other: Any) -> None:
         """From now on `other` gets what is written."""
         attributes = self.writer.__dict__
+        self._other = other
         self._before = {name: attributes.get(name) for name in _WRITING}
         self._under = attributes.get(_TOPMOST)
         attributes.update({name: getattr(other, name) for name in _WRITING})
@@ -217,6 +229,21 @@ class Takeover:
             upper._before, upper._under = self._before, self._under
             for name in _WRITING:
                 setattr(upper, name, getattr(self, name))
+
+    def further_out(self) -> Iterator[Any]:
+        """All who get what passes this."""
+        under = self._under
+        while under is not None:
+            yield under._other
+            under = under._under
+
+
+def all_over(writer: Any) -> Iterator[Any]:
+    """All who stand in the place of a writer's methods, the topmost first."""
+    topmost = writer.__dict__.get(_TOPMOST)
+    if topmost is not None:
+        yield topmost._other
+        yield from topmost.further_out()
 
 
 def take_compression(response: web.StreamResponse) -> "tuple[str, int | None, Compressor] | None":

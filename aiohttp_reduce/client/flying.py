@@ -117,6 +117,11 @@ async def _land(
     if herd > 1:
         counters.largest_herd = max(counters.largest_herd, herd)
     verdict = judge_fetched(response.status, response.headers, settings.identities.counts)
+    if verdict.reason is not None and not _agrees(flight, response, members[0]):
+        # Who asked has left, and it is for nobody else: all who stayed ask for themselves.
+        flight.finish(0, ForOne(flight, None, None))
+        response.close()
+        return None
     if verdict.reason is not None and _may_have(flight, members[0]):
         flight.finish(0, ForOne(flight, response, members[0]))
         return None

@@ -92,16 +92,21 @@ class Failure(Outcome):
 
 
 class ForOne(Outcome):
-    """The genuine response goes to one, who waited with `winner`; it reads by its own clock, as without us."""
+    """The genuine response goes to one, who waited with `winner`; it reads by its own clock, as without us.
+
+    None where it is for nobody who is still there.
+    """
 
     __slots__ = ("_response", "_winner")
 
     is_for_one = True
 
-    def __init__(self, flight: "OutgoingFlight", response: ClientResponse, winner: "asyncio.Future[Any]") -> None:
+    def __init__(
+        self, flight: "OutgoingFlight", response: ClientResponse | None, winner: "asyncio.Future[Any] | None"
+    ) -> None:
         super().__init__(flight)
-        self._response: ClientResponse | None = response
-        self._winner: asyncio.Future[Any] | None = winner
+        self._response = response
+        self._winner = winner
 
     def response_at_once(
         self, request: ClientRequest, future: "asyncio.Future[Any] | None", *, is_own: bool

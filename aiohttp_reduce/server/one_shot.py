@@ -19,7 +19,7 @@ from aiohttp.payload import Payload
 from .. import _aiohttp
 from .leading import Settings
 from .producing import Producer
-from .reading import BrokenOffError, Reader, is_short
+from .reading import BrokenOffError, Reader
 from .reads import NotesAside, RecordedHeaders, RecordedState
 from .replay import Asker
 from .streams import Stream
@@ -221,11 +221,13 @@ class SharedBody(Payload):
             # Those looks that a door further out has missed, between its handler's end and now.
             self._stream.reads.pass_on(self._request)
         self._stream.read_for_all()
+        # Where a door further out has taken the writer over, what is counted there may come later.
+        length: int | None = writer.length
         try:
             await reader.send(writer)
         finally:
             self._stream.detach(reader)
-        if is_short(writer):
+        if length is not None and self._stream.broadcast.total < length:
             raise BrokenOffError("the body is shorter than its Content-Length")
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:

@@ -129,6 +129,10 @@ class Producer:
         if self._pump is not None and not self.is_over and self._heads:
             self._abort()
 
+    def breaks(self, why: BaseException) -> None:
+        """What a door further in gives this request breaks off, and the handler may not say so."""
+        self._stream.fail(why)
+
     def _abort(self) -> None:
         _aiohttp.abort(self._request, ends_with_connection=not _aiohttp.is_delimited(self.real))
 
@@ -289,6 +293,8 @@ class Producer:
             if self._pump_error is not None:
                 # It must not be ended as if this had been the whole.
                 self._abort()
+                for producer in self._own.further_out():
+                    producer.breaks(self._pump_error)
 
 
 def _as_bytes(chunk: Any) -> bytes:

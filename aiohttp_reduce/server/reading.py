@@ -89,7 +89,8 @@ class Reader:
         writes_many = write is None and _aiohttp.writes_many(writer)
         write = write or writer.write
         self._ends_with_connection = not _aiohttp.is_delimited(writer)
-        self._is_sending = True
+        # Where another door's readers, or somebody who collects the body, get it, these are told by the exception.
+        self._is_sending = _aiohttp.is_writer(writer)
         consumer, coding = self.consumer, self._coding
         # No more at once than that others can tell whether it reads.
         at_once = int(min(_aiohttp.PIECE, self.stream.broadcast.max_buffer / 16))

@@ -279,7 +279,11 @@ class Stream(Answer):
         except ConnectionError as exception:
             if _aiohttp.connection_is_open(request):
                 raise
-            # As a handler that takes no notice of a client that is gone; aiohttp will.
+            # As a handler that takes no notice of a client that is gone; aiohttp will. But doors further out may have
+            # others who read this, and it was not the whole.
+            if not reader.consumer.at_end and (writer := _aiohttp.writer_of(response)) is not None:
+                for producer in _aiohttp.all_over(writer):
+                    producer.breaks(exception)
             logger.debug("%s does not read to the end: %r", request.path, exception)
             return response
         finally:
