@@ -65,6 +65,7 @@ class Doorway(RuleBasedStateMachine):
     """The lower-level door: a table, its flights and their waiters."""
 
     steps = 0
+    handed_on = 0
 
     @initialize()
     def open_a_table(self) -> None:
@@ -252,7 +253,9 @@ class Doorway(RuleBasedStateMachine):
         heirs = [number for number in present if self.following[number].promoted is not None]
         if is_heir and heirs:
             present = heirs
-        member = present[who % len(present)]
+        self.leave_one(present[who % len(present)])
+
+    def leave_one(self, member: int) -> None:
         one = self.following[member]
         one.is_gone = True
         one.waiter.leave()
@@ -260,8 +263,33 @@ class Doorway(RuleBasedStateMachine):
             self.unsubscribed(number, member)
         promoted, one.promoted = one.promoted, None
         if promoted is not None:
-            self.abandoned(*promoted)
+            Doorway.handed_on += self.abandoned(*promoted)
         self.check()
+
+    @precondition(lambda self: self.under_way())
+    @rule(
+        index=_index,
+        herd=st.lists(st.sampled_from([True, True, False]), min_size=1, max_size=4),
+        leaving=st.integers(0, 3),
+        leads=st.booleans(),
+    )
+    def take_over(self, index: int, herd: list[bool], leaving: int, leads: bool) -> None:
+        """Some follow, the leader leaves, and so do heirs one after the other; the next may lead."""
+        flights = self.under_way()
+        number = flights[index % len(flights)]
+        for able in herd:
+            self.join(index, able, math.inf)
+        self.end(number, "abandon", 0)
+        for left in range(leaving + 1):
+            heirs = [
+                member
+                for member, one in enumerate(self.following)
+                if one.promoted == (number, self.flown[number].generation) and not one.is_gone
+            ]
+            if heirs and left < leaving:
+                self.leave_one(heirs[0])
+            elif heirs and leads:
+                self.lead_on(self.following[heirs[0]])
 
     @precondition(lambda self: any(one.told is PENDING and not one.is_gone for one in self.following))
     @rule(who=_index)
@@ -280,7 +308,9 @@ class Doorway(RuleBasedStateMachine):
         woken = [one for one in self.following if one.told in (Wake.PROMOTED, Wake.OVERDUE) and not one.is_gone]
         if not woken:
             return
-        one = woken[who % len(woken)]
+        self.lead_on(woken[who % len(woken)])
+
+    def lead_on(self, one: Following) -> None:
         if one.promoted is not None and one.leads is None:
             one.leads, one.promoted = one.promoted, None
             one.waiter.promotion = None
@@ -502,7 +532,9 @@ _SETTINGS = settings(
 
 
 def test_the_door_does_what_the_model_says() -> None:
+    before = Doorway.handed_on
     run_state_machine_as_test(Doorway, settings=settings(_SETTINGS, max_examples=60, derandomize=True))
+    assert Doorway.handed_on - before >= 10, "or this shows nothing"
 
 
 def test_the_reducer_does_what_the_model_says() -> None:
