@@ -299,14 +299,21 @@ class World:
         route, first = self.routes[sharers[0].route], sharers[0]
         if route.shares and route.once != "item":
             return True
+        if route.once != "private":
+            return False
+        # What `key` gave is enough, and so are credentials that are compared.
         key = self.options.key
-        # (No cookie is an analytics one where none is said to be.)
-        holders = ["session", "credentials", *(["address"] if key in {"address", "tuple"} else [])]
-        return (
-            route.once == "private"
-            and (key in {"remote", "tuple"} or any(first.get(name) != NOBODY for name in (*holders, "analytics")))
-            and all(ask.get(name) == first.get(name) for ask in sharers for name in holders)
-        )
+        if key in {"remote", "tuple"} or (key == "address" and first.get("address") != NOBODY):
+            holders = ["address"]
+            if key == "remote":
+                cloned = self.options.clones == "remote" or (self.options.inner_clones and self.options.sub_door)
+                holders = ["forwarded" if cloned else "peer"]
+        else:
+            # (No cookie is an analytics one where none is said to be.)
+            holders = ["session", "credentials"]
+            if all(first.get(name) == NOBODY for name in (*holders, "analytics")):
+                return False
+        return all(ask.get(name) == first.get(name) for ask in sharers for name in holders)
 
     def _is_right(self, ask: Ask, received: Received) -> bool:
         route = self.routes[ask.route]

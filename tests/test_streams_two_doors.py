@@ -209,6 +209,30 @@ async def test_a_body_with_a_length_that_others_join_at_an_outer_door_comes_to_i
     await nothing_is_left(server)
 
 
+async def test_a_body_goes_on_at_an_outer_door_when_its_first_requester_has_left(
+    serve: Start, quiet: list[Any]
+) -> None:
+    tap = Looks()
+    server, waiting = await behind_two_doors(serve, tap.one_shot)
+    first = await server.send("/sub/", {"X-Who": "1"})
+    await eventually(lambda: tap.runs == 1)
+    follows_outside = await server.send("/sub/", {"X-Who": "1"})
+    await waiting(1)
+    leads_outside = await server.send("/sub/", {"X-Who": "2"})
+    await waiting(2)
+    tap.send_head()
+    tap.let(b"one ")
+    await arrived(b"one ", first, follows_outside, leads_outside)
+    first.abort()
+    for piece in (b"two ", b"three "):
+        tap.let(piece)
+        await arrived(piece, follows_outside, leads_outside)
+    tap.end()
+    assert [await received(one) for one in (follows_outside, leads_outside)] == [b"one two three "] * 2
+    assert tap.runs == 1
+    await nothing_is_left(server)
+
+
 # -- whoever is broken off at the inner door breaks off for its own followers
 
 

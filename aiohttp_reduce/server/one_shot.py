@@ -39,6 +39,8 @@ class OneShot(Stream):
         assert isinstance(response, web.Response)
         assert isinstance(response.body, Payload)
         self._body = response.body
+        if type(self._body) is SharedBody:
+            self._body.is_taken_over = True
         # While it is not closed.
         self.size = response.body.size
         self._settings = settings
@@ -170,8 +172,11 @@ class OneShot(Stream):
 class SharedBody(Payload):
     """Stands for a body that is read once, in the answer of one request. Its own of it comes from its reader.
 
-    Otherwise it is like the body that it stands for.
+    Otherwise it is like the body that it stands for. `is_taken_over`: a door further out reads it for its own, or
+    closes it, whether or not its request is over.
     """
+
+    is_taken_over = False
 
     def __init__(self, stream: OneShot, body: Payload, request: web.Request, reader: Reader | None) -> None:
         self._stream = stream
@@ -205,7 +210,7 @@ class SharedBody(Payload):
 
     def leave_seat(self) -> None:
         """The answer is over, whether or not this was sent."""
-        if self._reader is not None:
+        if self._reader is not None and not self.is_taken_over:
             self._stream.detach(self._reader)
 
     async def write(self, writer: AbstractStreamWriter, *args: Any, **kwargs: Any) -> None:

@@ -171,6 +171,10 @@ class Reader:
         """Read no more."""
         self.consumer.leave()
         self.consumer.on_ready = _nobody
+        if self._wake is not None:
+            # Somebody reads it still: nothing more would come, and nobody would say so.
+            self._why = self._why or BrokenOffError("the request that this was read for is over")
+            self._on_ready()
 
     def _on_ready(self) -> None:
         if self._wake is not None:
