@@ -117,6 +117,8 @@ def listening(noise: list[str]) -> Iterator[None]:
             return  # the end of its connection's task, as without us
         if "_call_connection_lost" in context["message"] and "_empty_waiter" in _last_line(context["exception"]):
             return  # asyncio's own, where a connection breaks while a file is sent
+        if aiohttp.__version__.startswith("3.12.") and str(context.get("exception")) == "Connection lost":
+            return  # its own, where a connection breaks after a write to it was given up
         noise.append(f"loop: {context}"[:600])
 
     def unraisable(what: Any) -> None:
