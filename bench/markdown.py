@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .record import Record, place
+from .record import Record, chosen
 from .report import Row
 
 README: Final = Path(__file__).parent.parent / "README.md"
@@ -54,14 +54,8 @@ def written_into(text: str, record: Record) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.markdown", description=__doc__)
-    parser.add_argument("--data", type=Path, default=place(), metavar="FILE", help="what `python -m bench` saved")
     parser.add_argument("--into", type=Path, default=README, metavar="FILE")
-    options = parser.parse_args()
-    try:
-        record = Record.load(options.data)
-    except FileNotFoundError:
-        print(f"{options.data} is not there: `make bench` writes it")
-        return 1
+    options, record = chosen(parser)
     options.into.write_text(written_into(options.into.read_text(), record))
     print(options.into)
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .growth import LATENCY, MEMORY
-from .record import Record, place
+from .record import Record, chosen
 from .serving import DISTINCT_CPU
 
 FOLDER: Final = Path(__file__).parent.parent / "docs" / "pictures"
@@ -126,14 +126,8 @@ def _ticks(axis: Any, values: Sequence[float]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.pictures", description=__doc__)
-    parser.add_argument("--data", type=Path, default=place(), metavar="FILE", help="what `python -m bench` saved")
     parser.add_argument("--into", type=Path, default=FOLDER, metavar="FOLDER")
-    options = parser.parse_args()
-    try:
-        record = Record.load(options.data)
-    except FileNotFoundError:
-        print(f"{options.data} is not there: `make bench` writes it")
-        return 1
+    options, record = chosen(parser)
     for said in draw(record, options.into):
         print(said)
     return 0

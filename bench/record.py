@@ -1,5 +1,6 @@
 """What a run measured, as JSON: for the pictures, and to compare one run with another."""
 
+import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,16 @@ class Record:
         """What `save` wrote. Raises OSError, and ValueError or TypeError where it is something else."""
         found = json.loads(path.read_text())
         return cls(found["machine"], found["caption"], found["quick"], [_row(row) for row in found["rows"]])
+
+
+def chosen(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Record]:
+    """The options, and the run that `--data` names. Where there is none, the program ends and says so."""
+    parser.add_argument("--data", type=Path, default=place(), metavar="FILE", help="what `python -m bench` saved")
+    options = parser.parse_args()
+    try:
+        return options, Record.load(options.data)
+    except FileNotFoundError:
+        parser.exit(1, f"{options.data} is not there: `make bench` writes it\n")
 
 
 def _row(found: dict[str, Any]) -> Row:
