@@ -127,7 +127,7 @@ class Who(tuple[str | None, str, str, str]):
     def but(self, part: int) -> "Who":
         """One that differs in its browser (1), its address (2) or its tenant (3)."""
         parts = list(self)
-        parts[part] = {"x": "y", "y": "x", "1": "2", "2": "1", "s": "t", "t": "s"}[parts[part] or ""]
+        parts[part] = {"x": "y", "y": "x", "1": "2", "2": "1", "s": "t", "t": "s", "u": "s"}[parts[part] or ""]
         return Who(parts)
 
     @property
@@ -226,9 +226,16 @@ class Middleware(RuleBasedStateMachine):
         with_key=st.booleans(),
         times=st.sampled_from([(2.0, 30.0), (2.0, 3.0), (5.0, 1.0), (1.0, 1.0), (0.0, 2.0)]),
         looks=st.sampled_from([(), ("User-Agent",), ("X-Real-IP", "User-Agent")]),
+        opening=st.sampled_from(["", "user", "tenant"]),
     )
     def open_the_door(
-        self, is_ordinary: bool, outer: str, with_key: bool, times: tuple[float, float], looks: tuple[str, ...]
+        self,
+        is_ordinary: bool,
+        outer: str,
+        with_key: bool,
+        times: tuple[float, float],
+        looks: tuple[str, ...],
+        opening: str,
     ) -> None:
         self.loop = SteppedLoop()
         self.moments = Moments(self.loop)
@@ -246,6 +253,7 @@ class Middleware(RuleBasedStateMachine):
             is_ordinary=is_ordinary,
         )
         self.visits: list[Visit] = []
+        self.places = 0
         self.broken: list[AssertionError] = []
         self.runs: list[Run] = []
         self.is_settled = True
@@ -262,6 +270,8 @@ class Middleware(RuleBasedStateMachine):
         self.loggers = [logging.getLogger(name) for name in ("aiohttp_reduce", "asyncio")]
         for logger in self.loggers:
             logger.addHandler(self.log)
+        if opening:  # before anything is known of the route
+            self.different_ones_meet(opening, [0, 1, 2], 0)
 
     # -- what the application does
 
@@ -747,6 +757,45 @@ class Middleware(RuleBasedStateMachine):
             elif then == "end":
                 run.ending.set_result("ok")
                 self.go(None)
+
+    def elsewhere(self) -> str:
+        """A target that nobody has asked for, so that nothing that went before matters there."""
+        self.places += 1
+        return f"/elsewhere/{self.places}"
+
+    @precondition(lambda self: len(self.live()) <= _MOST_AT_ONCE // 2)
+    @rule(who=_who, size=st.sampled_from([3, 4, 5]), stays=_index)
+    def all_but_one_leave(self, who: Who, size: int, stays: int) -> None:
+        """A herd comes, the clients of all that wait but one leave, then who leads it: that one is the heir."""
+        target = self.elsewhere()
+        self.come(target, who, "GET", size, None, False, None)
+        flights = [flight for flight in self.led() if flight.leader.target == target]
+        if flights:
+            gone = set(range(size - 1)) - {stays % (size - 1)}
+            self.leave_flight(self.led().index(flights[0]), gone, "end")
+
+    @precondition(lambda self: len(self.live()) <= _MOST_AT_ONCE // 2)
+    @rule(by=st.sampled_from(["user", "tenant"]), order=st.permutations(range(3)), ends=st.integers(0, 2))
+    def different_ones_meet(self, by: str, order: list[int], ends: int) -> None:
+        """Three that differ in their user, or in `key` alone, ask for the same; one ends, and all come again."""
+        target = self.elsewhere()
+        if by == "tenant" and self.with_key:
+            they = [Who(("bob", "x", "1", "stu"[number])) for number in order]
+        else:
+            they = [Who(((None, "alice", "bob")[number], "x", "1", "s")) for number in order]
+        come = [self.comes(target, who) for who in they]
+        self.end_run(come[ends])
+        come += [self.comes(target, who) for who in they]
+        for visit in come:
+            self.end_run(visit)
+
+    def comes(self, target: str, who: Who) -> Visit:
+        self.come(target, who, "GET", 1, None, False, None)
+        return self.visits[-1]
+
+    def end_run(self, visit: Visit) -> None:
+        if visit.run in self.active():
+            self.end(self.active().index(visit.run), "ok", "", None)
 
     @precondition(lambda self: self.live())
     @rule(index=_index, passes=_passes)
