@@ -196,6 +196,7 @@ def test_no_foreign_secret_among_random_requests() -> None:
     found = leaks.incoming(400, seed=7)
     assert not found.foreign
     assert not found.wrong
+    assert not found.hung
     assert found.reduced > leaks.LEAST_REDUCED * found.requests, "or this shows nothing"
 
 
@@ -203,4 +204,5 @@ def test_no_foreign_secret_among_random_calls() -> None:
     found = leaks.outgoing(400, seed=7)
     assert not found.foreign
     assert not found.wrong
+    assert not found.hung
     assert found.reduced > leaks.LEAST_REDUCED * found.requests, "or this shows nothing"
