@@ -226,7 +226,7 @@ class Middleware(RuleBasedStateMachine):
         with_key=st.booleans(),
         times=st.sampled_from([(2.0, 30.0), (2.0, 3.0), (5.0, 1.0), (1.0, 1.0), (0.0, 2.0)]),
         looks=st.sampled_from([(), ("User-Agent",), ("X-Real-IP", "User-Agent")]),
-        opening=st.sampled_from(["", "user", "tenant"]),
+        opening=st.sampled_from(["", "user", "tenant", "heirs", "heirs in one pass"]),
     )
     def open_the_door(
         self,
@@ -239,7 +239,7 @@ class Middleware(RuleBasedStateMachine):
     ) -> None:
         self.loop = SteppedLoop()
         self.moments = Moments(self.loop)
-        self.with_key = with_key
+        self.with_key = with_key = with_key or opening == "tenant"
         self.outer = outer
         self.max_age, self.max_wait = times
         self.looks = looks
@@ -270,7 +270,10 @@ class Middleware(RuleBasedStateMachine):
         self.loggers = [logging.getLogger(name) for name in ("aiohttp_reduce", "asyncio")]
         for logger in self.loggers:
             logger.addHandler(self.log)
-        if opening:  # before anything is known of the route
+        # Before anything is known of the route.
+        if opening.startswith("heirs"):
+            self.all_but_one_leave(Who((None, "x", "1", "s")), 5, 0, opening == "heirs in one pass")
+        elif opening:
             self.different_ones_meet(opening, [0, 1, 2], 0)
 
     # -- what the application does
@@ -759,20 +762,32 @@ class Middleware(RuleBasedStateMachine):
                 self.go(None)
 
     def elsewhere(self) -> str:
-        """A target that nobody has asked for, so that nothing that went before matters there."""
+        """A target that nobody has asked for, once nothing is under way: nothing that went before matters there."""
+        self.go(None)
         self.places += 1
         return f"/elsewhere/{self.places}"
 
     @precondition(lambda self: len(self.live()) <= _MOST_AT_ONCE // 2)
-    @rule(who=_who, size=st.sampled_from([3, 4, 5]), stays=_index)
-    def all_but_one_leave(self, who: Who, size: int, stays: int) -> None:
-        """A herd comes, the clients of all that wait but one leave, then who leads it: that one is the heir."""
+    @rule(who=_who, size=st.sampled_from([3, 4, 5]), stays=_index, in_one_pass=st.booleans())
+    def all_but_one_leave(self, who: Who, size: int, stays: int, in_one_pass: bool) -> None:
+        """A herd comes, the clients of all that wait but one leave, then who leads it: that one is the heir.
+
+        Or who leads it leaves first, and the heir of the very moment is among those who leave.
+        """
         target = self.elsewhere()
         self.come(target, who, "GET", size, None, False, None)
         flights = [flight for flight in self.led() if flight.leader.target == target]
-        if flights:
-            gone = set(range(size - 1)) - {stays % (size - 1)}
+        if not flights:
+            return
+        leader, waiting = flights[0].leader, flights[0].members
+        gone = set(range(size - 1)) - {stays % (size - 1)}
+        if not in_one_pass:
             self.leave_flight(self.led().index(flights[0]), gone, "end")
+            return
+        self.cancel(self.live().index(leader), False, 1)
+        for number in gone:
+            self.cancel(self.live().index(waiting[number]), False, 0)
+        self.go(None)
 
     @precondition(lambda self: len(self.live()) <= _MOST_AT_ONCE // 2)
     @rule(by=st.sampled_from(["user", "tenant"]), order=st.permutations(range(3)), ends=st.integers(0, 2))
