@@ -164,7 +164,9 @@ def _fail(flight: Flight[Any], coro: Coroutine[Any, Any, Any], exception: BaseEx
 
 
 async_reduce = AsyncReducer()
-"""A reducer for the whole process, without hooks: an `AsyncReducer`, called as one.
+"""A reducer for the whole process, without hooks: an `AsyncReducer`, and called as one.
+
+It takes, returns and raises what `AsyncReducer.__call__` does; `async_reduce.forget(ident)` is there too.
 
 Example::
 

@@ -42,7 +42,7 @@ class ReduceClientMiddleware:
     def stats(self) -> dict[str, Any]:
         """The figures as they are now, those of each host under `hosts`.
 
-        A new dict of numbers, dicts and str each time: the page on stats says what each key counts.
+        A new dict each time; what its keys count stands at `aiohttp_reduce.stats`.
         """
         return self._stats.as_dict()
 

@@ -205,7 +205,7 @@ class ReducingClientSession(_Base):
     def stats(self) -> dict[str, Any]:
         """The figures as they are now, those of each host under `hosts`.
 
-        A new dict of numbers, dicts and str each time: the page on stats says what each key counts.
+        A new dict each time; what its keys count stands at `aiohttp_reduce.stats`.
         """
         return self._reducer.stats
 

@@ -92,7 +92,7 @@ class ReduceMiddleware:
     def stats(self) -> dict[str, Any]:
         """The figures that `/_reduce/stats` shows, as they are now; those of watched sessions under `clients`.
 
-        A new dict of numbers, dicts and str each time: the page on stats says what each key counts.
+        A new dict each time; what its keys count stands at `aiohttp_reduce.stats`.
         """
         return {**self._stats.as_dict(), "clients": self._clients.as_dict()}
 
