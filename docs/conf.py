@@ -15,7 +15,7 @@ copyright = author
 (release,) = re.findall(r'__version__ = "(.*)"', (HERE.parent / "aiohttp_reduce" / "_version.py").read_text("utf-8"))
 version = release
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "names"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "names", "project_files"]
 exclude_patterns = ["_build", "inventory"]
 
 html_theme = "furo"

@@ -53,7 +53,7 @@ def reduce_client_middleware(
         async def main() -> None:
             async with aiohttp.ClientSession(middlewares=[reducer]) as session:
                 ...
-            print(reducer.stats["reduced"])
+            print(reducer.stats["reduced"])  # 0
     """
     check_hooks(hooks, "hooks")
     return ReduceClientMiddleware(
