@@ -20,6 +20,8 @@ exclude_patterns = ["_build", "inventory"]
 
 html_theme = "furo"
 html_title = f"aiohttp-reduce {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sphinx = False
 
