@@ -26,7 +26,7 @@ types: $(VENV)/.check
 
 # The pages in docs/_build/html; a warning is an error. Wants no network but for the tools themselves.
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -E -W -n --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W -n --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 # The tests on every Python and with every aiohttp that is supported and found.
 matrix: $(VENV)/.check
