@@ -175,8 +175,8 @@ Example::
         return f"value of {key}"
 
     async def main() -> None:
-        await asyncio.gather(async_reduce(fetch("a")), async_reduce(fetch("a")))  # runs once
-        await async_reduce(fetch("b"), ident="b")  # says itself what identifies the call
+        await asyncio.gather(async_reduce(fetch("a")), async_reduce(fetch("a")))  # once
+        await async_reduce(fetch("b"), ident="b")  # says what identifies the call
         async_reduce.forget("b")
 """
 

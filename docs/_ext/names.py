@@ -37,6 +37,8 @@ _RFC = re.compile(r"RFC (\d{4})(?:, (\d+(?:\.\d+)*))?")
 _ERROR = re.compile(r"(?<![`.\w])(TypeError|ValueError|RuntimeError)(?![`\w])")
 _PARAMETER = re.compile(r"- `(\*{0,2}\w+)`: ")
 _OURS = "aiohttp_reduce"
+# By themselves these are arguments and attributes; as modules they are named in full.
+_MODULES = {"client", "hooks", "server", "stats", "testing"}
 _TOP_LEVEL = {"class", "function", "decorator", "data", "exception"}
 
 
@@ -44,7 +46,7 @@ def reference_to(text: str, rawtext: str, env: BuildEnvironment) -> nodes.Node:
     """A reference to what the text names, if it is such that it may name something; code otherwise."""
     literal = nodes.literal(rawtext, text, classes=["docutils"])
     match = _NAME.match(text)
-    if match is None:
+    if match is None or match[1] in _MODULES:
         return literal
     reference = addnodes.pending_xref(
         rawtext,
