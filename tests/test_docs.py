@@ -6,9 +6,11 @@ That they build, without a warning, `make docs` tells.
 import ast
 import asyncio
 import functools
+import gc
 import importlib
 import importlib.util
 import inspect
+import logging
 import re
 import textwrap
 import types
@@ -68,13 +70,25 @@ async def run(where: str, blocks: list[tuple[str, bool]], **given: Any) -> dict[
     return names
 
 
+@pytest.fixture
+def tidy() -> Iterator[None]:
+    """What a page sets of logging is set back, and what it left open is told here rather than in a later test."""
+    root, ours = logging.getLogger(), logging.getLogger("aiohttp_reduce")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    gc.collect()
+
+
 WITH_CODE = [(name_of(page), blocks) for page in PAGES if (blocks := blocks_of(page.read_text("utf-8")))]
 
 
 @pytest.mark.one_loop
 @pytest.mark.parametrize(("page", "blocks"), [pytest.param(*one, id=one[0]) for one in WITH_CODE])
 async def test_the_code_of_a_page_runs(
-    page: str, blocks: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str]
+    page: str, blocks: list[tuple[str, bool]], tidy: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await run(page, blocks)
 
