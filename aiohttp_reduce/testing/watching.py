@@ -1,0 +1,290 @@
+"""Standing in the way of calls while a test's block is open, and not at all otherwise.
+
+While it is watched, a target is of a subclass of its class: its calls then come by here, and give those who lead
+something to wait for. With the last block its class is the old one again. So nothing in the library knows of this, and
+a target that nobody watches takes not one step more.
+"""
+
+import asyncio
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from aiohttp import ClientRequest, ClientResponse, web
+from aiohttp.client_middlewares import ClientHandlerType
+from aiohttp.typedefs import Handler
+
+from .. import _aiohttp
+from ..async_reduce_core import AsyncReducer
+from ..client.door import ReduceClientMiddleware
+from ..server import ReduceMiddleware
+from ..server.reads import RecordedHeaders
+from ..stats import Counters, Stats
+from .finding import Reducing
+from .runs import Run, reducer_run, request_run, sent_run
+
+T = TypeVar("T")
+
+
+class Holder(Protocol):
+    """What a block is to the calls that come by."""
+
+    loop: AbstractEventLoop
+
+    def selects(self, call: Any, name: Hashable) -> bool:
+        """Whether a call is of those that it holds; `name` is its path, or its ident or function."""
+
+    def came(self) -> None:
+        """A call that it selects has come, and goes its way before the next pass of the loop."""
+
+    def hold(self, run: Run) -> bool:
+        """Hold a run. False if it holds none any more."""
+
+    def let_go(self, run: Run) -> None:
+        """The run is not held any more, for whatever reason."""
+
+    async def released(self) -> None:
+        """Wait until the hold is released."""
+
+
+class Watch:
+    """A target while blocks are open at it; `figures` gives what it did, as its `stats` do."""
+
+    def __init__(self, target: Reducing) -> None:
+        self.target = target
+        self.blocks = 0
+        self.holders: list[Holder] = []
+        self.counters: dict[str, Counters] = {}
+        self.figures: Callable[[], Mapping[str, Any]]
+        if isinstance(target, AsyncReducer):
+            self.figures = Stats(self.counters, "names").as_dict
+        else:
+            self.figures = lambda: target.stats
+        self._plain_class: Any = type(target)
+
+    def begin(self) -> None:
+        """Let the calls come by."""
+        set_class(self.target, _watched(self._plain_class))
+
+    def end(self) -> None:
+        """Let them go straight on."""
+        set_class(self.target, self._plain_class)
+
+
+_watches: dict[int, Watch] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def watch(target: Reducing, holder: Holder | None = None) -> Iterator[Watch]:
+    """Watch the target in a block, for a holder or for its figures only."""
+    with _lock:
+        watched = _watches.get(id(target))
+        if watched is None:
+            watched = Watch(target)
+            watched.begin()
+            _watches[id(target)] = watched
+        watched.blocks += 1
+        if holder is not None:
+            watched.holders.append(holder)
+    try:
+        yield watched
+    finally:
+        with _lock:
+            watched.blocks -= 1
+            if holder is not None:
+                watched.holders.remove(holder)
+            if not watched.blocks:
+                del _watches[id(target)]
+                watched.end()
+
+
+def set_class(target: Any, cls: type) -> None:
+    """Make the target be of another class of the same layout."""
+    target.__class__ = cls
+
+
+def _watched(cls: type) -> type:
+    for watched in (_WatchedMiddleware, _WatchedClient, _WatchedReducer):
+        plain = watched.__mro__[1]
+        if cls is plain:
+            return watched
+        if issubclass(cls, plain):
+            return type(cls.__name__, (watched, cls), {"__slots__": ()})
+    raise AssertionError(cls)
+
+
+def _came(target: Reducing, call: Any, name: Hashable) -> list[Holder]:
+    """Tell those who hold this call in this loop that it has come."""
+    watched = _watches.get(id(target))
+    if watched is None or not watched.holders:
+        return []
+    loop = asyncio.get_running_loop()
+    holders = [holder for holder in list(watched.holders) if holder.loop is loop and holder.selects(call, name)]
+    for holder in holders:
+        holder.came()
+    return holders
+
+
+async def _wait(holders: list[Holder], run: Run) -> None:
+    """Hold a run until all who hold it release it."""
+    holding = [holder for holder in holders if holder.hold(run)]
+    try:
+        for holder in holding:
+            await holder.released()
+    finally:
+        for holder in holding:
+            holder.let_go(run)
+
+
+class _WatchedMiddleware(ReduceMiddleware):
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        holders = _came(self, request, request.rel_url.path)
+        if not holders:
+            return await super().__call__(request, handler)
+
+        async def held(arrived: web.Request) -> web.StreamResponse:
+            run, _ = _aiohttp.lent(arrived)
+            # It leads here, and others may join.
+            if (
+                type(run) is RecordedHeaders
+                and run.table.settings is self._settings
+                and (run.flight is None or run.flight.passes is None)
+            ):
+                await _wait(holders, request_run(run))
+            return await handler(arrived)
+
+        return await super().__call__(request, held)
+
+
+class _WatchedClient(ReduceClientMiddleware):
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        holders = _came(self, request, request.url.path)
+        if holders and hasattr(handler, "__closure__"):
+            handler = _Sending(self, holders, request, handler)
+        return await super().__call__(request, handler)
+
+    async def pass_on(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        _came(self, request, request.url.path)
+        return await super().pass_on(request, handler)
+
+
+class _Sending:
+    """Stands for aiohttp's own handler, of which the door reads the closure's cells."""
+
+    def __init__(self, door: _WatchedClient, holders: list[Holder], request: ClientRequest, handler: Any) -> None:
+        self.__code__ = handler.__code__
+        self.__closure__ = handler.__closure__
+        self.__module__ = handler.__module__
+        self._door = door
+        self._holders = holders
+        self._request = request
+        self._handler = handler
+
+    async def __call__(self, request: ClientRequest) -> ClientResponse:
+        # A flight sends a copy of the request; one that is bypassed, or asks for itself, is sent as it is.
+        if request is not self._request:
+            for flight in self._door._tables.get().running:
+                if flight.subject is request:
+                    await _wait(self._holders, sent_run(flight, self._door._settings.identities))
+                    break
+        response: ClientResponse = await self._handler(request)
+        return response
+
+
+class _WatchedReducer(AsyncReducer):
+    __slots__ = ()
+
+    def __call__(self, coro: Coroutine[Any, Any, T], *, ident: Hashable = None) -> "asyncio.Future[T]":
+        watched = _watches.get(id(self))
+        if watched is None or not isinstance(coro, Coroutine):
+            return super().__call__(coro, ident=ident)
+        call = _Call(coro)
+        future = super().__call__(call, ident=ident)
+        name: Hashable = ident
+        if ident is None:
+            name = getattr(coro, "__qualname__", type(coro).__qualname__).rpartition("<locals>.")[2]
+        holders = _came(self, coro, name)
+        counters = watched.counters.setdefault(str(name), Counters())
+        if call.is_closed:
+            counters.joined += 1
+            counters.waiting += 1
+            future.add_done_callback(lambda done: _answered(counters, done))
+        else:
+            counters.led += 1
+            call.lead(holders, reducer_run(self._tables.get().flights.values(), future, str(name)), counters)
+        return future
+
+
+def _answered(counters: Counters, future: "asyncio.Future[Any]") -> None:
+    counters.waiting -= 1
+    counters.reduced += not future.cancelled()
+
+
+class _Call(Coroutine[Any, Any, Any]):
+    """Stands for a coroutine, of which the reducer reads what it is identified by, and runs it when it may."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any]) -> None:
+        self._coro = coro
+        self._running: Coroutine[Any, Any, Any] | None = None
+        self._holders: list[Holder] = []
+        self._run: Run | None = None
+        self._counters = Counters()
+        self.is_closed = False
+
+    def lead(self, holders: list[Holder], run: Run, counters: Counters) -> None:
+        """It is the one of its flight that runs."""
+        self._run, self._counters = run, counters
+        self._holders = [holder for holder in holders if holder.hold(run)]
+
+    async def _execute(self) -> Any:
+        try:
+            try:
+                for holder in self._holders:
+                    await holder.released()
+            finally:
+                self._let_go()
+            return await self._coro
+        except Exception:
+            self._counters.errors += 1
+            raise
+        finally:
+            self._counters.ended += 1
+
+    def _let_go(self) -> None:
+        if self._run is not None:
+            for holder in self._holders:
+                holder.let_go(self._run)
+
+    def _begun(self) -> Coroutine[Any, Any, Any]:
+        if self._running is None:
+            self._running = self._execute()
+        return self._running
+
+    def send(self, value: Any) -> Any:
+        return self._begun().send(value)
+
+    def throw(self, *args: Any) -> Any:
+        return self._begun().throw(*args)
+
+    def close(self) -> None:
+        """It joins, or its flight has ended."""
+        self.is_closed = True
+        if self._running is not None:
+            self._running.close()
+        elif self._run is not None:
+            self._let_go()
+            self._run = None
+            self._counters.ended += 1
+        self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._begun().__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coro, name)
+
+    def __repr__(self) -> str:
+        return repr(self._coro)
