@@ -102,7 +102,7 @@ class Counts:
     def _by_reason(self, name: str) -> dict[str, int]:
         before = self._before.get(name, {})
         since = {reason: count - before.get(reason, 0) for reason, count in self._now().get(name, {}).items()}
-        return {reason: count for reason, count in since.items() if count}
+        return {str(reason): count for reason, count in since.items() if count}
 
 
 def _part(figures: Figures, name: str) -> Figures:

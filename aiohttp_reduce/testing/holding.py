@@ -57,7 +57,7 @@ class Hold:
         self._gate = asyncio.Event()
         self._runs: list[Run] = []
         self._arrived = 0
-        self._not_selected = 0
+        self._not_selected: dict[Hashable, int] = {}
         self._looking: set[asyncio.Future[None]] = set()
         self._watch: AbstractContextManager[Watch] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -141,7 +141,8 @@ class Hold:
             self._error = exception
             selected = False
             self._look()
-        self._not_selected += not selected
+        if not selected:
+            self._not_selected[name] = self._not_selected.get(name, 0) + 1
         return selected
 
     def came(self) -> None:
@@ -245,8 +246,9 @@ class Hold:
             told.append(f"{_some(others, 'run')} not held")
         if (waiting := counts.waiting - followers) > 0:
             told.append(f"{waiting} waiting for them")
-        if self._only is not None and self._not_selected:
-            told.append(f"{_some(self._not_selected, 'call')} not selected by only={self._only!r}")
+        if others := sum(self._not_selected.values()):
+            names = ", ".join([str(name) for name in list(self._not_selected)[:_MAX_SHOWN]])
+            told.append(f"{_some(others, 'call')} not selected by only={self._only!r} ({names})")
         if leaders:
             told.append(f"{'1 is' if leaders == 1 else f'{leaders} are'} held: {self._leaders()}")
         text = ", ".join(told)

@@ -8,7 +8,7 @@ a target that nobody watches takes not one step more.
 import asyncio
 import threading
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterator, Mapping
+from collections.abc import Coroutine, Generator, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -50,19 +50,40 @@ class Holder(Protocol):
 
 
 class Watch:
-    """A target while blocks are open at it; `figures` gives what it did, as its `stats` do."""
+    """A target while blocks are open at it."""
 
     def __init__(self, target: Reducing) -> None:
         self.target = target
         self.blocks = 0
         self.holders: list[Holder] = []
+        # A reducer has no figures of its own: these, by name, and the followers that were not seen to end.
         self.counters: dict[str, Counters] = {}
-        self.figures: Callable[[], Mapping[str, Any]]
-        if isinstance(target, AsyncReducer):
-            self.figures = Stats(self.counters, "names").as_dict
-        else:
-            self.figures = lambda: target.stats
+        self._stats = Stats(self.counters, "names")
+        self._waiting: dict[asyncio.Future[Any], Counters] = {}
         self._plain_class: Any = type(target)
+
+    def figures(self) -> Mapping[str, Any]:
+        """What the target did, as its `stats` have it."""
+        if not isinstance(self.target, AsyncReducer):
+            return self.target.stats
+        for future in list(self._waiting):
+            if future.done():
+                self._answered(future)
+        return self._stats.as_dict()
+
+    def joined(self, future: "asyncio.Future[Any]", counters: Counters) -> None:
+        """A call of a reducer has joined another's flight."""
+        counters.joined += 1
+        counters.waiting += 1
+        self._waiting[future] = counters
+        future.add_done_callback(self._answered)
+
+    def _answered(self, future: "asyncio.Future[Any]") -> None:
+        # Whoever awaits several futures may look at the figures before the loop has told of each.
+        counters = self._waiting.pop(future, None)
+        if counters is not None:
+            counters.waiting -= 1
+            counters.reduced += not future.cancelled()
 
     def begin(self) -> None:
         """Let the calls come by."""
@@ -107,13 +128,19 @@ def set_class(target: Any, cls: type) -> None:
 
 
 def _watched(cls: type) -> type:
-    for watched in (_WatchedMiddleware, _WatchedClient, _WatchedReducer):
-        plain = watched.__mro__[1]
-        if cls is plain:
-            return watched
-        if issubclass(cls, plain):
-            return type(cls.__name__, (watched, cls), {"__slots__": ()})
-    raise AssertionError(cls)
+    """A subclass of this class whose calls come by here."""
+    if issubclass(cls, ReduceMiddleware):
+        calls: dict[str, Any] = {"__call__": _request}
+    elif issubclass(cls, ReduceClientMiddleware):
+        calls = {"__call__": _outgoing, "pass_on": _outgoing_alone}
+    else:
+        calls = {"__call__": _coroutine}
+    return type(cls.__name__, (cls,), {"__slots__": (), "__module__": cls.__module__, **calls})
+
+
+def _plain(watched: object) -> Any:
+    """The class that the target is of."""
+    return type(watched).__mro__[1]
 
 
 def _came(target: Reducing, call: Any, name: Hashable) -> list[Holder]:
@@ -139,42 +166,47 @@ async def _wait(holders: list[Holder], run: Run) -> None:
             holder.let_go(run)
 
 
-class _WatchedMiddleware(ReduceMiddleware):
-    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        holders = _came(self, request, request.rel_url.path)
-        if not holders:
-            return await super().__call__(request, handler)
+async def _request(self: ReduceMiddleware, request: web.Request, handler: Handler) -> web.StreamResponse:
+    # (`request.path` would be one more thing that was looked up, and keep the request from the door's short way.)
+    holders = _came(self, request, request.rel_url.path)
 
-        async def held(arrived: web.Request) -> web.StreamResponse:
-            run, _ = _aiohttp.lent(arrived)
-            # It leads here, and others may join.
-            if (
-                type(run) is RecordedHeaders
-                and run.table.settings is self._settings
-                and (run.flight is None or run.flight.passes is None)
-            ):
-                await _wait(holders, request_run(run))
-            return await handler(arrived)
+    async def held(arrived: web.Request) -> web.StreamResponse:
+        run, _ = _aiohttp.lent(arrived)
+        # It leads here, and others may join.
+        if (
+            type(run) is RecordedHeaders
+            and run.table.settings is self._settings
+            and (run.flight is None or run.flight.passes is None)
+        ):
+            await _wait(holders, request_run(run))
+        return await handler(arrived)
 
-        return await super().__call__(request, held)
+    response: web.StreamResponse = await _plain(self).__call__(self, request, held if holders else handler)
+    return response
 
 
-class _WatchedClient(ReduceClientMiddleware):
-    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        holders = _came(self, request, request.url.path)
-        if holders and hasattr(handler, "__closure__"):
-            handler = _Sending(self, holders, request, handler)
-        return await super().__call__(request, handler)
+async def _outgoing(self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    holders = _came(self, request, request.url.path)
+    if holders and hasattr(handler, "__closure__"):
+        handler = _Sending(self, holders, request, handler)
+    response: ClientResponse = await _plain(self).__call__(self, request, handler)
+    return response
 
-    async def pass_on(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        _came(self, request, request.url.path)
-        return await super().pass_on(request, handler)
+
+async def _outgoing_alone(
+    self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType
+) -> ClientResponse:
+    _came(self, request, request.url.path)
+    response: ClientResponse = await _plain(self).pass_on(self, request, handler)
+    return response
 
 
 class _Sending:
     """Stands for aiohttp's own handler, of which the door reads the closure's cells."""
 
-    def __init__(self, door: _WatchedClient, holders: list[Holder], request: ClientRequest, handler: Any) -> None:
+    def __init__(
+        self, door: ReduceClientMiddleware, holders: list[Holder], request: ClientRequest, handler: Any
+    ) -> None:
         self.__code__ = handler.__code__
         self.__closure__ = handler.__closure__
         self.__module__ = handler.__module__
@@ -194,33 +226,23 @@ class _Sending:
         return response
 
 
-class _WatchedReducer(AsyncReducer):
-    __slots__ = ()
-
-    def __call__(self, coro: Coroutine[Any, Any, T], *, ident: Hashable = None) -> "asyncio.Future[T]":
-        watched = _watches.get(id(self))
-        if watched is None or not isinstance(coro, Coroutine):
-            return super().__call__(coro, ident=ident)
-        call = _Call(coro)
-        future = super().__call__(call, ident=ident)
-        name: Hashable = ident
-        if ident is None:
-            name = getattr(coro, "__qualname__", type(coro).__qualname__).rpartition("<locals>.")[2]
-        holders = _came(self, coro, name)
-        counters = watched.counters.setdefault(str(name), Counters())
-        if call.is_closed:
-            counters.joined += 1
-            counters.waiting += 1
-            future.add_done_callback(lambda done: _answered(counters, done))
-        else:
-            counters.led += 1
-            call.lead(holders, reducer_run(self._tables.get().flights.values(), future, str(name)), counters)
+def _coroutine(self: AsyncReducer, coro: Coroutine[Any, Any, T], *, ident: Hashable = None) -> "asyncio.Future[T]":
+    watched = _watches.get(id(self))
+    call = coro if watched is None or not isinstance(coro, Coroutine) else _Call(coro)
+    future: asyncio.Future[T] = _plain(self).__call__(self, call, ident=ident)
+    if watched is None or not isinstance(call, _Call):
         return future
-
-
-def _answered(counters: Counters, future: "asyncio.Future[Any]") -> None:
-    counters.waiting -= 1
-    counters.reduced += not future.cancelled()
+    name: Hashable = ident
+    if ident is None:
+        name = getattr(coro, "__qualname__", type(coro).__qualname__).rpartition("<locals>.")[2]
+    holders = _came(self, coro, name)
+    counters = watched.counters.setdefault(str(name), Counters())
+    if call.is_closed:
+        watched.joined(future, counters)
+    else:
+        counters.led += 1
+        call.lead(holders, reducer_run(self._tables.get().flights.values(), future, str(name)), counters)
+    return future
 
 
 class _Call(Coroutine[Any, Any, Any]):
