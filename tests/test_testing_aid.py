@@ -1,6 +1,7 @@
 """`aiohttp_reduce.testing`: what was counted, who is held, and what a test is told where that is not as it expects."""
 
 import asyncio
+import math
 import re
 import subprocess
 import sys
@@ -225,7 +226,7 @@ async def test_a_test_is_told_what_keeps_two_apart(serve: Start) -> None:
         tasks = herd(server, 1, "/a", headers={"X-Name": "Ada"})
         await held.led(1)
         for number, name in enumerate(["Ada", "Bob", "Bice"], 2):
-            tasks += herd(server, 1, headers={"X-Name": name})
+            tasks += herd(server, 1, headers={"X-Name": name, "User-Agent": name})
             await held.led(number)
         assert await told(held, held.joined, 1) == (
             "expected 1 follower within 0 s; none joined, 4 are held: GET /a, "
@@ -287,7 +288,7 @@ async def test_a_test_is_told_that_nothing_came_and_of_the_limit_of_connections(
     async with holding(middleware) as held:
         message = await told(held, held.arrived, 2)
         assert message.startswith("expected 2 calls within 0 s; nothing came to <reduce_middleware methods=")
-        assert message.endswith(">: is it the one that is asked, and are the calls tasks?")
+        assert message.endswith("> in this event loop: is it the one that is asked, and are the calls tasks?")
 
     async def work() -> None:
         pass
@@ -365,6 +366,14 @@ def test_a_block_that_a_task_which_has_ended_began_is_told_of_at_its_end() -> No
             await held.__aexit__(None, None, None)
 
     run_virtually(main)
+
+
+async def test_a_hold_may_last_as_long_as_it_likes() -> None:
+    reducer = AsyncReducer()
+    async with holding(reducer, timeout=math.inf) as held:
+        call = reducer(double(1))
+        await held.led(1)
+    assert await call == 2
 
 
 async def test_a_hold_is_for_one_block() -> None:
@@ -584,13 +593,85 @@ async def test_what_was_released_is_not_held_any_more(serve: Start) -> None:
     assert held.counts.executed == 2
 
 
-async def test_a_release_ends_the_waiting_of_another_task() -> None:
-    async with holding(reduce_middleware()) as held:
-        task = asyncio.create_task(held.joined(1))
-        await asyncio.sleep(0)
+def test_a_release_ends_the_waiting_of_another_task_at_once() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        before = loop.time()
+        async with holding(reduce_middleware()) as held:
+            task = asyncio.create_task(held.joined(1))
+            await asyncio.sleep(0)
+            held.release()
+            with pytest.raises(HoldError, match="before the release; nothing came"):
+                await task
+            with pytest.raises(HoldError, match="before the release; nothing came"):
+                await held.led(1)
+        assert loop.time() == before
+
+    run_virtually(main)
+
+
+async def test_what_another_door_leads_is_not_held(serve: Start) -> None:
+    first, second = reduce_middleware(), reduce_middleware(methods=["HEAD"])
+    server = await serve(make_app(second, before=[first]), middleware=second)
+    async with holding(second) as held:
+        assert (await server.get("/")).text == "hello "
+    assert (held.counts.bypassed, held.leaders) == ({"method": 1}, 0)
+
+
+async def test_large_streams_are_read_after_the_block(serve: Start) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(64):
+            await response.write(bytes(2**16))
+        return response
+
+    middleware = reduce_middleware()
+    app = web.Application(middlewares=[middleware])
+    app.router.add_get("/", endless)
+    server = await serve(app, middleware=middleware)
+    async with holding(app) as held:
+        connections = [await server.send("/") for _ in range(4)]
+        await held.joined(3)
+    replies = await asyncio.gather(*[connection.receive() for connection in connections])
+    assert [len(reply.body) for reply in replies] == [2**22] * 4
+    assert (held.counts.executed, held.counts.reduced) == (1, 3)
+
+
+async def test_both_sides_of_a_gateway_may_be_held(
+    serve: Start, upstream: StartUpstream, reducing: OpenSession
+) -> None:
+    source, session, middleware = await upstream(hello), reducing(), reduce_middleware()
+
+    async def fetch(request: web.Request) -> web.Response:
+        return web.Response(body=await body_of(session, source.url))
+
+    app = web.Application(middlewares=[middleware])
+    app.router.add_get("/{name}", fetch)
+    server = await serve(app, middleware=middleware)
+    async with holding(session) as sent, holding(app) as held:
+        tasks = [*herd(server, 3, "/a"), *herd(server, 2, "/b")]
+        await held.joined(3)
+        assert (held.leaders, sent.leaders) == (2, 0)
         held.release()
-        with pytest.raises(HoldError, match="before the release; nothing came"):
-            await task
+        await sent.joined(1)
+        assert (sent.leaders, len(source.requests)) == (1, 0)
+    assert {reply.text for reply in await asyncio.gather(*tasks)} == {"hello"}
+    assert (held.counts.executed, sent.counts.executed, sent.counts.reduced) == (2, 1, 1)
+
+
+async def test_holds_may_end_in_another_order_than_they_began() -> None:
+    reducer = AsyncReducer()
+    first, second = holding(reducer), holding(reducer)
+    await first.__aenter__()
+    await second.__aenter__()
+    call = reducer(double(1))
+    await second.led(1)
+    await first.__aexit__(None, None, None)
+    assert (second.leaders, call.done()) == (1, False)
+    assert not is_as_before(reducer)
+    await second.__aexit__(None, None, None)
+    assert await call == 2
+    assert is_as_before(reducer)
 
 
 async def test_an_overdue_follower_that_runs_by_itself_is_held_too_and_may_be_answered(serve: Start) -> None:
@@ -650,6 +731,17 @@ async def test_outgoing_calls_are_held_before_they_are_sent(upstream: StartUpstr
     assert (held.counts.executed, held.counts.reduced, len(server.requests)) == (1, 9, 1)
     assert held.counts[server.url.removeprefix("http://")].reduced == 9
     assert is_as_before(reducer_of(session))
+
+
+async def test_a_session_that_is_given_is_held(upstream: StartUpstream) -> None:
+    server = await upstream(hello)
+    async with aiohttp.ClientSession() as genuine:
+        session = ReducingClientSession(session=genuine)
+        async with holding(session) as held:
+            tasks = reading(session, 3, server.url)
+            assert await body_of(genuine, server.url) == b"hello"
+            await held.joined(2)
+        assert await asyncio.gather(*tasks) == [b"hello"] * 3
 
 
 async def test_a_genuine_session_is_held_by_its_middleware(upstream: StartUpstream) -> None:
@@ -845,15 +937,40 @@ async def test_another_loop_is_not_held() -> None:
     assert await call == 2
 
 
+@pytest.mark.parametrize("passes", range(5))
+def test_who_leaves_again_at_any_moment_is_not_taken_for_there(passes: int) -> None:
+    async def main(loop: VirtualLoop) -> None:
+        reducer = AsyncReducer()
+        async with holding(reducer) as held:
+            calls = [reducer(double(1))]
+            waiting = loop.create_task(held.joined(1))
+            await held.led(1)
+            fickle = reducer(double(1))
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            fickle.cancel()
+            there = waiting.done()
+            await asyncio.sleep(1)
+            assert waiting.done() is there
+            calls.append(reducer(double(1)))
+            await waiting
+        assert await asyncio.gather(*calls) == [2, 2]
+
+    run_virtually(main)
+
+
 async def test_they_go_on_in_the_order_in_which_they_came() -> None:
     order: list[int] = []
 
     async def note(number: int) -> None:
         order.append(number)
 
+    async def call(number: int) -> None:
+        await reducer(note(number))
+
     reducer = AsyncReducer()
     async with holding(reducer) as held:
-        calls = [reducer(note(number)) for number in range(20)]
+        calls = [asyncio.create_task(call(number)) for number in range(20)]
         await held.led(20)
     await asyncio.gather(*calls)
     assert order == list(range(20))

@@ -1,6 +1,7 @@
 """Holding: in a block, whoever leads a flight waits before its run begins, so that others can join."""
 
 import asyncio
+import math
 from asyncio import CancelledError
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -32,7 +33,8 @@ def holding(target: Target, *, only: Hashable | Callable[[Any], bool] | None = N
     - `only`: which calls are held, all by default. A path such as `"/report"`; for an `AsyncReducer` an `ident`, or the
       qualified name of the coroutine function where there is none; or a function of the request (`web.Request`,
       `aiohttp.ClientRequest`) or coroutine that returns a bool.
-    - `timeout`: seconds in which what is waited for has to happen, and the block to go on after it.
+    - `timeout`: seconds in which what is waited for has to happen, and the block to go on after it; `math.inf` under
+      a debugger.
 
     Raises TypeError or ValueError for a wrong argument. The block raises `HoldError` where nobody releases in time.
     """
@@ -153,15 +155,13 @@ class Hold:
         """Hold a run, if the hold was not released."""
         if self._gate.is_set():
             return False
-        if run not in self._runs:
-            self._runs.append(run)
+        self._runs.append(run)
         self._look()
         return True
 
     def let_go(self, run: Run) -> None:
         """The run goes on, or has ended."""
-        if run in self._runs:
-            self._runs.remove(run)
+        self._runs.remove(run)
 
     async def released(self) -> None:
         """Wait for the release."""
@@ -182,21 +182,28 @@ class Hold:
         __tracebackhide__ = True
         if self not in _open:
             raise RuntimeError("this is for the block of a hold: async with holding(...) as held: ...")
+
+        def is_over() -> bool:
+            return self._error is not None or happened() or (held and self._gate.is_set())
+
         # While one of them waits for something, the block of no other one is late, either.
         blocks = [hold for hold in _open if hold._task is self._task]
         for hold in blocks:
             hold._stop_timer()
         try:
-            async with asyncio.timeout(self._timeout):
-                while self._error is None and not happened() and not (held and self._gate.is_set()):
-                    future = self.loop.create_future()
-                    self._looking.add(future)
-                    try:
-                        await future
-                    finally:
-                        self._looking.discard(future)
-                # Whoever came in this pass of the loop begins to wait, so that all go on in the order they came.
-                await asyncio.sleep(0)
+            async with asyncio.timeout(None if self._timeout == math.inf else self._timeout):
+                while True:
+                    while not is_over():
+                        future = self.loop.create_future()
+                        self._looking.add(future)
+                        try:
+                            await future
+                        finally:
+                            self._looking.discard(future)
+                    # Whoever came in this pass of the loop begins to wait, so that all go on in the order they came.
+                    await asyncio.sleep(0)
+                    if is_over():
+                        break
         except TimeoutError:
             pass
         finally:
@@ -210,7 +217,7 @@ class Hold:
 
     def _start_timer(self) -> None:
         self._stop_timer()
-        if self in _open and not self._gate.is_set():
+        if self in _open and not self._gate.is_set() and self._timeout != math.inf:
             self._timer = self.loop.call_later(self._timeout, self._is_late)
 
     def _stop_timer(self) -> None:
@@ -231,7 +238,10 @@ class Hold:
         """What did happen since the block began."""
         counts = self.counts
         if not (self._arrived or self._not_selected):
-            return f"nothing came to {self._target!r}: is it the one that is asked, and are the calls tasks?"
+            return (
+                f"nothing came to {self._target!r} in this event loop: is it the one that is asked, and are the calls "
+                "tasks?"
+            )
         followers, leaders = self.followers, self.leaders
         told = [f"{followers or 'none'} joined"]
         if bypassed := counts.bypassed:

@@ -188,7 +188,7 @@ async def _request(self: ReduceMiddleware, request: web.Request, handler: Handle
 async def _outgoing(self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
     holders = _came(self, request, request.url.path)
     if holders and hasattr(handler, "__closure__"):
-        handler = _Sending(self, holders, request, handler)
+        handler = _Sending(self, holders, handler)
     response: ClientResponse = await _plain(self).__call__(self, request, handler)
     return response
 
@@ -204,24 +204,20 @@ async def _outgoing_alone(
 class _Sending:
     """Stands for aiohttp's own handler, of which the door reads the closure's cells."""
 
-    def __init__(
-        self, door: ReduceClientMiddleware, holders: list[Holder], request: ClientRequest, handler: Any
-    ) -> None:
+    def __init__(self, door: ReduceClientMiddleware, holders: list[Holder], handler: Any) -> None:
         self.__code__ = handler.__code__
         self.__closure__ = handler.__closure__
         self.__module__ = handler.__module__
         self._door = door
         self._holders = holders
-        self._request = request
         self._handler = handler
 
     async def __call__(self, request: ClientRequest) -> ClientResponse:
-        # A flight sends a copy of the request; one that is bypassed, or asks for itself, is sent as it is.
-        if request is not self._request:
-            for flight in self._door._tables.get().running:
-                if flight.subject is request:
-                    await _wait(self._holders, sent_run(flight, self._door._settings.identities))
-                    break
+        # A flight sends a copy of its own; a request that is bypassed, or asks for itself, is sent as it is.
+        for flight in self._door._tables.get().running:
+            if flight.subject is request:
+                await _wait(self._holders, sent_run(flight, self._door._settings.identities))
+                break
         response: ClientResponse = await self._handler(request)
         return response
 
