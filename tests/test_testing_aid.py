@@ -1025,6 +1025,26 @@ def test_a_target_that_was_held_takes_not_one_step_more(monkeypatch: pytest.Monk
     assert after.steps == before.steps or sys.version_info >= (3, 12)  # (where not all of them are told of)
 
 
+def test_a_call_may_begin_after_the_block_in_which_it_was_made() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        middleware = reduce_middleware()
+
+        @web.middleware
+        async def later(request: web.Request, handler: Any) -> Any:
+            called = handler(request)
+            await asyncio.sleep(1)
+            return await called
+
+        door = Door(loop, middleware, says, outer=[later])
+        async with holding(middleware):
+            task = loop.create_task(door.get())
+            await asyncio.sleep(0.5)
+        assert (await task).text == "hello "
+        assert middleware.stats["executed"] == 1
+
+    run_virtually(main)
+
+
 async def test_a_subclass_is_watched_as_its_own(serve: Start) -> None:
     class Mine(AsyncReducer):
         asked = 0

@@ -127,20 +127,15 @@ def set_class(target: Any, cls: type) -> None:
     target.__class__ = cls
 
 
-def _watched(cls: type) -> type:
+def _watched(cls: Any) -> type:
     """A subclass of this class whose calls come by here."""
     if issubclass(cls, ReduceMiddleware):
-        calls: dict[str, Any] = {"__call__": _request}
+        calls = _requests(cls)
     elif issubclass(cls, ReduceClientMiddleware):
-        calls = {"__call__": _outgoing, "pass_on": _outgoing_alone}
+        calls = _outgoing(cls)
     else:
-        calls = {"__call__": _coroutine}
+        calls = _coroutines(cls)
     return type(cls.__name__, (cls,), {"__slots__": (), "__module__": cls.__module__, **calls})
-
-
-def _plain(watched: object) -> Any:
-    """The class that the target is of."""
-    return type(watched).__mro__[1]
 
 
 def _came(target: Reducing, call: Any, name: Hashable) -> list[Holder]:
@@ -166,39 +161,70 @@ async def _wait(holders: list[Holder], run: Run) -> None:
             holder.let_go(run)
 
 
-async def _request(self: ReduceMiddleware, request: web.Request, handler: Handler) -> web.StreamResponse:
-    # (`request.path` would be one more thing that was looked up, and keep the request from the door's short way.)
-    holders = _came(self, request, request.rel_url.path)
-
-    async def held(arrived: web.Request) -> web.StreamResponse:
-        run, _ = _aiohttp.lent(arrived)
-        # It leads here, and others may join.
-        if (
-            type(run) is RecordedHeaders
-            and run.table.settings is self._settings
-            and (run.flight is None or run.flight.passes is None)
-        ):
-            await _wait(holders, request_run(run))
-        return await handler(arrived)
-
-    response: web.StreamResponse = await _plain(self).__call__(self, request, held if holders else handler)
-    return response
+# What the calls do then. A call may begin when its target is of the plain class again: they know that by themselves.
 
 
-async def _outgoing(self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    holders = _came(self, request, request.url.path)
-    if holders and hasattr(handler, "__closure__"):
-        handler = _Sending(self, holders, handler)
-    response: ClientResponse = await _plain(self).__call__(self, request, handler)
-    return response
+def _requests(plain: Any) -> dict[str, Any]:
+    async def call(self: ReduceMiddleware, request: web.Request, handler: Handler) -> web.StreamResponse:
+        # (`request.path` would be one more thing that was looked up, and keep it from the door's short way.)
+        holders = _came(self, request, request.rel_url.path)
+
+        async def held(arrived: web.Request) -> web.StreamResponse:
+            run, _ = _aiohttp.lent(arrived)
+            # It leads here, and others may join.
+            if (
+                type(run) is RecordedHeaders
+                and run.table.settings is self._settings
+                and (run.flight is None or run.flight.passes is None)
+            ):
+                await _wait(holders, request_run(run))
+            return await handler(arrived)
+
+        response: web.StreamResponse = await plain.__call__(self, request, held if holders else handler)
+        return response
+
+    return {"__call__": call}
 
 
-async def _outgoing_alone(
-    self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType
-) -> ClientResponse:
-    _came(self, request, request.url.path)
-    response: ClientResponse = await _plain(self).pass_on(self, request, handler)
-    return response
+def _outgoing(plain: Any) -> dict[str, Any]:
+    async def call(self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        holders = _came(self, request, request.url.path)
+        if holders and hasattr(handler, "__closure__"):
+            handler = _Sending(self, holders, handler)
+        response: ClientResponse = await plain.__call__(self, request, handler)
+        return response
+
+    async def pass_on(
+        self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType
+    ) -> ClientResponse:
+        _came(self, request, request.url.path)
+        response: ClientResponse = await plain.pass_on(self, request, handler)
+        return response
+
+    return {"__call__": call, "pass_on": pass_on}
+
+
+def _coroutines(plain: Any) -> dict[str, Any]:
+    def call(self: AsyncReducer, coro: Coroutine[Any, Any, T], *, ident: Hashable = None) -> "asyncio.Future[T]":
+        watched = _watches.get(id(self))
+        if watched is None or not isinstance(coro, Coroutine):
+            future: asyncio.Future[T] = plain.__call__(self, coro, ident=ident)
+            return future
+        stand_in = _Call(coro)
+        future = plain.__call__(self, stand_in, ident=ident)
+        name: Hashable = ident
+        if ident is None:
+            name = getattr(coro, "__qualname__", type(coro).__qualname__).rpartition("<locals>.")[2]
+        holders = _came(self, coro, name)
+        counters = watched.counters.setdefault(str(name), Counters())
+        if stand_in.is_closed:
+            watched.joined(future, counters)
+        else:
+            counters.led += 1
+            stand_in.lead(holders, reducer_run(self._tables.get().flights.values(), future, str(name)), counters)
+        return future
+
+    return {"__call__": call}
 
 
 class _Sending:
@@ -220,25 +246,6 @@ class _Sending:
                 break
         response: ClientResponse = await self._handler(request)
         return response
-
-
-def _coroutine(self: AsyncReducer, coro: Coroutine[Any, Any, T], *, ident: Hashable = None) -> "asyncio.Future[T]":
-    watched = _watches.get(id(self))
-    call = coro if watched is None or not isinstance(coro, Coroutine) else _Call(coro)
-    future: asyncio.Future[T] = _plain(self).__call__(self, call, ident=ident)
-    if watched is None or not isinstance(call, _Call):
-        return future
-    name: Hashable = ident
-    if ident is None:
-        name = getattr(coro, "__qualname__", type(coro).__qualname__).rpartition("<locals>.")[2]
-    holders = _came(self, coro, name)
-    counters = watched.counters.setdefault(str(name), Counters())
-    if call.is_closed:
-        watched.joined(future, counters)
-    else:
-        counters.led += 1
-        call.lead(holders, reducer_run(self._tables.get().flights.values(), future, str(name)), counters)
-    return future
 
 
 class _Call(Coroutine[Any, Any, Any]):
