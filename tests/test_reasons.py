@@ -179,6 +179,21 @@ async def test_unshared_on_the_server(serve: Start, reason: Unshared, told: Call
     assert worded(reason, "NAME" if case.name else None) in documented("unshared").get(reason.value, ())
 
 
+async def test_an_answer_that_cannot_be_made_again_has_its_reason_too(
+    serve: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Awkward(web.Response):
+        def __new__(cls, *args: Any, **kwargs: Any) -> "Awkward":
+            if not kwargs:
+                raise TypeError("text is needed")
+            return super().__new__(cls)
+
+    herd = await herds(serve, lambda request: Awkward(text="ok"))
+    assert (await herd.meet([{}, {}, {}]))[0] == 3
+    assert herd.unshared == {"response-class": 2}
+    assert "cannot replay" in caplog.text
+
+
 # Bypassed on the client.
 
 

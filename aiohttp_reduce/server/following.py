@@ -145,6 +145,7 @@ class Follower(Waiter[Outcome]):
             made = outcome.make()
         except Exception:
             logger.exception("cannot replay the answer to %s; the handler runs again", self.request.path)
+            counters.count_unshared(Unshared.RESPONSE_CLASS)
             return _REFUSED
         if outcome.is_stream:
             outcome.attach(self)
