@@ -5,6 +5,7 @@ flight or join one.
 """
 
 import asyncio
+import logging
 from asyncio import AbstractEventLoop
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from ..stats import OTHER, Bypass, Counters, Stats
 from .calls import Call
 from .flights import OutgoingTable, Place, place_of
 from .settings import Settings
+
+logger = logging.getLogger("aiohttp_reduce")
 
 MAX_HOSTS: Final = 1_000
 _EVENT_STREAM: Final = "text/event-stream"
@@ -132,6 +135,9 @@ class ReduceClientMiddleware:
         self, request: ClientRequest, handler: ClientHandlerType, counters: Counters, reason: Bypass
     ) -> ClientResponse:
         counters.count_bypass(reason)
+        if logger.isEnabledFor(logging.DEBUG):
+            host = request.url.host_port_subcomponent
+            logger.debug("%.80s %.300s: not considered (%s)", request.method, host, reason)
         if request.method in SAFE_METHODS:
             return await handler(request)
         try:

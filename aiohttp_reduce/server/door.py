@@ -327,6 +327,9 @@ class ReduceMiddleware:
 
         if told:
             settings.tell("on_executing_for", request, known)
+        if flight is not None:
+            counters.count_unshared(Unshared.PASS_MARKER)
+            logger.debug("%.80s %s: not shared (%s)", method, known.name, Unshared.PASS_MARKER)
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
         run = RecordedHeaders()
@@ -339,12 +342,10 @@ class ReduceMiddleware:
         run.is_odd = True
         _aiohttp.lend(request, run, RecordedState(), settings.kept)
         # From here to the `try` nothing may fail: nobody would end the flight.
-        if flight is not None:
-            counters.count_unshared(Unshared.PASS_MARKER)
-        elif alone and certificate is None:
+        if alone and certificate is None:
             run.key_value = key_value
             flights[target] = run
-        else:
+        elif flight is None:
             arrival = arrival or Arrival(table, target, request, certificate, key_value, known)
             flight = table.open(arrival, now, elder)
         run.flight = flight
@@ -401,6 +402,7 @@ class ReduceMiddleware:
 
     async def _bypass(self, request: web.Request, handler: Handler, known: Route, reason: Bypass) -> web.StreamResponse:
         known.counters.count_bypass(reason)
+        logger.debug("%.80s %s: not considered (%s)", request.method, known.name, reason)
         if request.method not in arguments.SAFE_METHODS and request.match_info.http_exception is None:
             self._watch_write(request)
         return await handler(request)
