@@ -19,7 +19,7 @@ from .launch import PAUSE, launch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AsyncReducer:
@@ -138,7 +138,7 @@ def _fail(flight: Flight[Any], coro: Coroutine[Any, Any, Any], exception: BaseEx
         raise exception
 
 
-async_reduce = AsyncReducer()
+async_reduce: AsyncReducer = AsyncReducer()
 """A reducer for the whole process, without hooks."""
 
 
