@@ -36,8 +36,8 @@ class Budget:
     __slots__ = ("limit", "used")
 
     def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self.used = 0
+        self.limit: float = limit
+        self.used: int = 0
 
 
 class StalledError(Exception):
@@ -54,9 +54,9 @@ class Chunk:
     __slots__ = ("_cost", "_unread", "data", "end", "ends_part", "forms")
 
     def __init__(self, data: bytes, ends_part: bool, cost: int, end: int, unread: int) -> None:
-        self.data = data
-        self.ends_part = ends_part
-        self.end = end
+        self.data: bytes = data
+        self.ends_part: bool = ends_part
+        self.end: int = end
         self.forms: dict[Hashable, bytes] | None = None
         self._cost = cost
         # How many consumers have not read it yet.
@@ -96,13 +96,13 @@ class Broadcast:
         on_close: Callable[[], None] | None = None,
         on_desert: Callable[[], None] | None = None,
     ) -> None:
-        self.is_open = True
-        self.ended = False
+        self.is_open: bool = True
+        self.ended: bool = False
         self.exception: BaseException | None = None
         self.on_close = on_close
-        self.on_desert = on_desert
-        self.loop = loop
-        self.max_buffer = max_buffer
+        self.on_desert: Callable[[], None] | None = on_desert
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.max_buffer: float = max_buffer
         self._low = max_buffer * resume_at
         self._budget = budget
         self._log: deque[Chunk] = deque()
@@ -433,8 +433,8 @@ class Consumer:
 
     def __init__(self, broadcast: Broadcast, on_ready: Callable[[], None]) -> None:
         self._broadcast = broadcast
-        self.on_ready = on_ready
-        self.at_end = False
+        self.on_ready: Callable[[], None] = on_ready
+        self.at_end: bool = False
         self.exception: BaseException | None = None
         # The numbers of the chunks that it takes next, and of the first that it has not read to its end.
         self._taken = 0

@@ -128,15 +128,15 @@ class Counters:
     )
 
     def __init__(self) -> None:
-        self.led = 0
-        self.joined = 0
-        self.late = 0
-        self.ended = 0
-        self.reduced = 0
-        self.errors = 0
-        self.takeovers = 0
-        self.waiting = 0
-        self.largest_herd = 0
+        self.led: int = 0
+        self.joined: int = 0
+        self.late: int = 0
+        self.ended: int = 0
+        self.reduced: int = 0
+        self.errors: int = 0
+        self.takeovers: int = 0
+        self.waiting: int = 0
+        self.largest_herd: int = 0
         self.bypassed: dict[str, int] = {}
         self.unshared: dict[str, int] = {}
 

@@ -24,7 +24,7 @@ class Writes:
     def __init__(self, keep: float) -> None:
         self._keep = keep
         # What was begun after the latest of all writes is allowed wherever it goes.
-        self.latest = -math.inf
+        self.latest: float = -math.inf
         # The latest of each place, oldest first. By its hash: a stranger may choose a long path, and where two have
         # the same hash, a write to one of them counts for the other too.
         self._at: dict[int, float] = {}

@@ -43,7 +43,7 @@ class Head:
         # The deprecated `output_size` (3.14) is the bytes that were sent for the request.
         self._output_size = getattr(response, "_output_size", 0)
         protocol = response.connection and response.connection.protocol
-        self.transport = None if protocol is None else protocol.transport
+        self.transport: asyncio.Transport | None = None if protocol is None else protocol.transport
 
     @property
     def read_ahead(self) -> int:
@@ -136,9 +136,9 @@ class ReaderProtocol:
         on_lost: Callable[[], None],
     ) -> None:
         self.message: Any = None
-        self.on_read = on_read
-        self.on_release = on_release
-        self.on_lost = on_lost
+        self.on_read: Callable[[], None] = on_read
+        self.on_release: Callable[[], None] = on_release
+        self.on_lost: Callable[[], None] = on_lost
         self._lost = False
         self._view: Any = head
 

@@ -127,10 +127,10 @@ class Flight(Generic[T]):
     """
 
     # Most flights end alone: what they do not need stands here, once (0.3 us a flight instead of 1.0).
-    generation = 0
-    under_way = True
+    generation: int = 0
+    under_way: bool = True
     outcome: Any = PENDING
-    sweep_at = 64
+    sweep_at: int = 64
     waiters: "dict[asyncio.Future[Any], Waiter[T] | None]" = NOBODY
     _deadlines: deque[tuple[float, Waiter[T]]] | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -142,7 +142,7 @@ class Flight(Generic[T]):
         self.key = key
         self.subject = subject
         self.opened = opened
-        self.closes = closes
+        self.closes: float = closes
 
     def join(self, waiter: Waiter[T], deadline: float = _NEVER) -> None:
         """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed.
@@ -299,8 +299,8 @@ class FlightTable(Generic[T]):
     __slots__ = ("clock", "flights", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic) -> None:
-        self.loop = loop
-        self.clock = clock
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.clock: Callable[[], float] = clock
         self.flights: dict[Hashable, Flight[T]] = {}
 
     def lead(self, key: Hashable) -> Flight[T]:

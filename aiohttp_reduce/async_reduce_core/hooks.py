@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 
 from .identity import NamedIdent, location
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # So many names are counted one by one, then there is one for all others: outgoing requests may go to any host.
 MAX_NAMES: Final = 1_000
@@ -157,10 +157,10 @@ class StatisticsOverallHooks(BaseHooks):
     """
 
     def __init__(self) -> None:
-        self.total = 0
-        self.executed = 0
-        self.reduced = 0
-        self.errors = 0
+        self.total: int = 0
+        self.executed: int = 0
+        self.reduced: int = 0
+        self.errors: int = 0
 
     def on_apply_for(self, coro: Any, ident: Any) -> None:
         self.total += 1

@@ -19,7 +19,7 @@ from .launch import PAUSE, launch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AsyncReducer:
@@ -163,7 +163,7 @@ def _fail(flight: Flight[Any], coro: Coroutine[Any, Any, Any], exception: BaseEx
         raise exception
 
 
-async_reduce = AsyncReducer()
+async_reduce: AsyncReducer = AsyncReducer()
 """A reducer for the whole process, without hooks: an `AsyncReducer`, and called as one.
 
 It takes, returns and raises what `AsyncReducer.__call__` does; `async_reduce.forget(ident)` is there too.

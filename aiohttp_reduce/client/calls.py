@@ -8,13 +8,14 @@ for `max_wait` seconds, it waits for a younger flight too, and takes whatever co
 import asyncio
 import logging
 import math
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import ClientRequest, ClientResponse, ClientTimeout, ConnectionTimeoutError, ServerTimeoutError
 from aiohttp.client_middlewares import ClientHandlerType
 
 from .. import _aiohttp
-from ..async_reduce_core import PENDING, Waiter, Wake
+from ..async_reduce_core import PENDING, Flight, Waiter, Wake
 from ..stats import Counters, Unshared, worded
 from .flights import OutgoingFlight, OutgoingTable, target_of
 from .flying import start
@@ -24,7 +25,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 # Loops tell time in steps: a budget is spent if no more than this is left of it (seconds).
 _SLACK: Final = 0.01
@@ -37,8 +38,8 @@ class Call(Waiter[Outcome]):
     """
 
     started: OutgoingFlight | None = None
-    overdue_at = math.inf
-    connect_is_spent = False
+    overdue_at: float = math.inf
+    connect_is_spent: bool = False
     connect_timer: "asyncio.TimerHandle | None" = None
 
     def __init__(
@@ -50,15 +51,15 @@ class Call(Waiter[Outcome]):
         counters: Counters,
     ) -> None:
         # What `Waiter.__init__` does, without the call.
-        self.future = table.loop.create_future()
-        self.flights = []
+        self.future: asyncio.Future[Outcome | Wake] = table.loop.create_future()
+        self.flights: list[Flight[Outcome]] = []
         self.settings = settings
         self.table = table
         self.request = request
         self.handler = handler
         self.counters = counters
-        self.target = target_of(request)
-        self.arrived = settings.clock()
+        self.target: Hashable = target_of(request)
+        self.arrived: float = settings.clock()
 
     def can_lead(self) -> bool:
         return False  # flights have tasks of their own

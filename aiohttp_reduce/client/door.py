@@ -21,7 +21,7 @@ from .calls import Call
 from .flights import OutgoingTable, Place, place_of
 from .settings import Settings
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 MAX_HOSTS: Final = 1_000
 _EVENT_STREAM: Final = "text/event-stream"

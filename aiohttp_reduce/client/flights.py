@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import ClientConnectionError, ClientRequest, ClientTimeout
 from aiohttp.client_middlewares import ClientHandlerType
+from multidict import CIMultiDict
 
 from .. import _aiohttp
 from ..async_reduce_core import Flight, Wake
@@ -64,12 +65,12 @@ class OutgoingFlight(Flight[Outcome]):
         self.key = key
         self.subject = _aiohttp.for_a_flight(request)
         self.starter = request
-        self.headers = request.headers.copy()
-        self.way = _aiohttp.way_of(request)
-        self.sending = _aiohttp.ordinary_sending_of(request)
+        self.headers: CIMultiDict[str] = request.headers.copy()
+        self.way: Hashable = _aiohttp.way_of(request)
+        self.sending: Any = _aiohttp.ordinary_sending_of(request)
         self.handler = handler
         self.opened = now
-        self.closes = now + table.max_age
+        self.closes: float = now + table.max_age
 
     @property
     def timeout(self) -> ClientTimeout:
@@ -132,9 +133,9 @@ class OutgoingTable(TargetTable[Outcome]):
     ) -> None:
         super().__init__(loop, clock)
         self._identities = identities
-        self.max_age = max_age
-        self.budget = Budget(max_buffer_total)
-        self.writes = Writes(max_age)
+        self.max_age: float = max_age
+        self.budget: Budget = Budget(max_buffer_total)
+        self.writes: Writes = Writes(max_age)
         self.running: set[OutgoingFlight] = set()
         self.streams: dict[Place, set[OutgoingFlight]] = {}
 

@@ -16,6 +16,7 @@ from aiohttp import (
     ClientRequest,
     ClientResponse,
     ClientResponseError,
+    ClientTimeout,
     StreamReader,
 )
 
@@ -48,8 +49,8 @@ class Outcome:
     """Whether those who are given nothing ask for themselves at once. (They come back to the door otherwise.)"""
 
     def __init__(self, flight: "OutgoingFlight", herd: int = 1) -> None:
-        self.request = flight.subject
-        self.herd = herd
+        self.request: ClientRequest = flight.subject
+        self.herd: int = herd
 
     def response_at_once(
         self, request: ClientRequest, future: "asyncio.Future[Any] | None", *, is_own: bool
@@ -75,8 +76,8 @@ class Failure(Outcome):
 
     def __init__(self, flight: "OutgoingFlight", exception: BaseException, herd: int = 1) -> None:
         super().__init__(flight, herd)
-        self.timeout = flight.timeout
-        self.exception = exception
+        self.timeout: ClientTimeout = flight.timeout
+        self.exception: BaseException = exception
         self._traceback = exception.__traceback__
 
     def exception_for(self, request: ClientRequest, *, is_own: bool) -> BaseException:
@@ -136,8 +137,8 @@ class Shared(Outcome):
 
     def __init__(self, flight: "OutgoingFlight", head: Head, verdict: Verdict, herd: int) -> None:
         super().__init__(flight, herd)
-        self.head = head
-        self.verdict = verdict
+        self.head: Head = head
+        self.verdict: Verdict = verdict
 
 
 class Whole(Shared):
@@ -186,9 +187,9 @@ class Streamed(Shared):
         broadcast: Broadcast,
         response: ClientResponse,
     ) -> None:
-        self.broadcast = broadcast
-        self.response = response
-        self.source = response.content
+        self.broadcast: Broadcast = broadcast
+        self.response: ClientResponse = response
+        self.source: StreamReader = response.content
         # Whenever they come to it, they read from byte 0.
         self.seats: dict[asyncio.Future[Any], Consumer] = {future: broadcast.join(nothing) for future in members}
         super().__init__(flight, head, verdict, len(self.seats))

@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 Access = Callable[[web.Request], bool | Awaitable[bool]]
 """Says who may see the page."""

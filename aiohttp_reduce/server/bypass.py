@@ -11,7 +11,7 @@ from ..stats import Bypass
 from .marks import is_marked
 from .routes import Route
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 _EVENT_STREAM: Final = "text/event-stream"
 

@@ -35,7 +35,7 @@ from .table import Arrival, RequestTable
 from .values import MISSING, as_key
 from .watching import Clients, Watchable
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 _ODD: Final = object()
 _UPGRADE: Final = hdrs.UPGRADE

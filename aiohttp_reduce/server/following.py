@@ -4,6 +4,7 @@ A follower never waits for ever: after `max_wait` seconds it stays subscribed an
 or leads one, and the first outcome wins.
 """
 
+import asyncio
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from .routes import Route
 from .streams import Stream
 from .table import Arrival, RequestFlight, RequestTable
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 _REFUSED: Final = object()
 
@@ -40,17 +41,18 @@ class Follower(Waiter[Outcome]):
     key_value: Any = None
     # What a run of its own may change: see `look_at_request`.
     mapping: Mapping[Any, Any] = MappingProxyType({})
-    has_attributes = False
+    has_attributes: bool = False
     seat: Reader | None = None
+    promotion: tuple[Flight[Outcome], int] | None = None
     # Whether a stream broke off before it had sent anything of it: it does not wait for another one that may.
-    has_lost = False
+    has_lost: bool = False
 
     def __init__(
         self, table: RequestTable, request: web.Request, handler: Handler, route: Route, arrived: float
     ) -> None:
         # What `Waiter.__init__` does, without the call: this is made for every follower.
-        self.future = table.loop.create_future()
-        self.flights = []
+        self.future: asyncio.Future[Outcome | Wake] = table.loop.create_future()
+        self.flights: list[Flight[Outcome]] = []
         self.table = table
         self.request = request
         self.handler = handler

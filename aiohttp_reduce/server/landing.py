@@ -20,7 +20,7 @@ from .streams import Limits, Stream
 if TYPE_CHECKING:
     from .table import RequestFlight
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 
 class Landing:

@@ -50,15 +50,15 @@ class Settings:
         has_key: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.selection = selection
-        self.rules = Rules(selection, share, cache_status, ignore_state)
+        self.selection: Selection = selection
+        self.rules: Rules = Rules(selection, share, cache_status, ignore_state)
         # What a request must look up anew for us to see that its handler does.
-        self.kept = _aiohttp.kept_names(selection.holds_all_of)
-        self.max_wait = max_wait
-        self.cache_status = cache_status
-        self.hooks = hooks
-        self.has_key = has_key
-        self.clock = clock
+        self.kept: frozenset[str] = _aiohttp.kept_names(selection.holds_all_of)
+        self.max_wait: float = max_wait
+        self.cache_status: str | None = cache_status
+        self.hooks: BaseHooks | None = hooks
+        self.has_key: bool = has_key
+        self.clock: Callable[[], float] = clock
         # The connections whose requests had waited and run by themselves now: a further door of the same object,
         # in the same application or a sub-application, must not make them wait once more.
         self.late: set[Any] = set()

@@ -24,7 +24,7 @@ from .reads import NotesAside, RecordedHeaders, RecordedState
 from .replay import Asker
 from .streams import Stream
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 
 class OneShot(Stream):
@@ -42,7 +42,8 @@ class OneShot(Stream):
         if type(self._body) is SharedBody:
             self._body.is_taken_over = True
         # While it is not closed.
-        self.size = response.body.size
+        self.size: int | None = response.body.size
+        self.producer: Producer | None = None
         self._settings = settings
         self._context = contextvars.copy_context()
         # Whether the body is being read, or was.

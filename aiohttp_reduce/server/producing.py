@@ -39,7 +39,7 @@ class Producer:
         self._own: Any = None if real is None else _aiohttp.Takeover(real)
         self._coding = coding
         self._heads = heads
-        self.is_over = False
+        self.is_over: bool = False
         # The own reader of the request, and its task, once the stream is shared.
         self._reader: Reader | None = None
         self._pump: asyncio.Task[None] | None = None

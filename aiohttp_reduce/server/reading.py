@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from .. import _aiohttp
-from ..broadcast import Broadcast, StalledError
+from ..broadcast import Broadcast, Consumer, StalledError
 from ..failures import copied
 from .coding import Coding
 
@@ -46,9 +46,9 @@ class Reader:
     )  # fmt: skip
 
     def __init__(self, stream: Source, request: web.Request, *, has_all: bool = False) -> None:
-        self.stream = stream
-        self.request = request
-        self.consumer = stream.broadcast.join(self._on_ready, has_all=has_all)
+        self.stream: Source = stream
+        self.request: web.Request = request
+        self.consumer: Consumer = stream.broadcast.join(self._on_ready, has_all=has_all)
         self._coding: Coding | None = None
         # What it waits on while there is nothing to take; and whether it may be waiting for its connection instead.
         self._wake: asyncio.Future[None] | None = None

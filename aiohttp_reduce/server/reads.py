@@ -43,8 +43,8 @@ class NotesAside(Notes):
 
     def __init__(self, kept: Notes, forgets: Callable[[Any], bool]) -> None:
         super().__init__()
-        self.kept = kept
-        self.forgets = forgets
+        self.kept: Notes = kept
+        self.forgets: Callable[[Any], bool] = forgets
 
     def __getattribute__(self, name: str) -> Any:
         if name in _OF_NOTES:
@@ -198,7 +198,7 @@ class RecordedHeaders:
         self.note(EVERYTHING)
         return bool(self.under == (other.under if type(other) is RecordedHeaders else other))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: None = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         self.note(EVERYTHING)
@@ -319,18 +319,22 @@ class Reads:
         ignore_state: frozenset[Hashable],
     ) -> None:
         names = {name.lower() for name in notes.names}
-        self.names = frozenset(name for name in names if name not in TRACING)
-        self.compared = tuple(sorted(name for name in self.names if not selection.holds_all_of(name)))
-        self.selection = selection
-        self.ignore_state = ignore_state
-        self.attributes = {name: (value, frozen(value, leader)) for name, value in attributes.items()}
-        self.items = {key: item for key, item in notes.items.items() if key not in ignore_state}
+        self.names: frozenset[str] = frozenset(name for name in names if name not in TRACING)
+        self.compared: tuple[str, ...] = tuple(sorted(name for name in self.names if not selection.holds_all_of(name)))
+        self.selection: Selection = selection
+        self.ignore_state: frozenset[Hashable] = ignore_state
+        self.attributes: dict[str, tuple[Any, Any]] = {
+            name: (value, frozen(value, leader)) for name, value in attributes.items()
+        }
+        self.items: dict[Hashable, tuple[Any, Any]] = {
+            key: item for key, item in notes.items.items() if key not in ignore_state
+        }
         self.written: str | None = None
         for key in notes.written:
             if key not in ignore_state:
                 self.written = _aiohttp.item_name(key)
                 break
-        self.changed = [key for key, (value, was) in self.items.items() if frozen(value, leader) != was]
+        self.changed: list[Hashable] = [key for key, (value, was) in self.items.items() if frozen(value, leader) != was]
 
     @property
     def compares(self) -> bool:

@@ -25,7 +25,7 @@ from .reads import Notes, Reads, RecordedHeaders, same_lines
 if TYPE_CHECKING:
     from .reading import Reader
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 Share = Callable[[web.Request, web.StreamResponse], bool | None]
 
@@ -64,12 +64,12 @@ class Outcome:
     is_stream = False
 
     def __init__(self, leader: web.Request, verdict: Verdict = SHARED, *, raised: bool = False) -> None:
-        self.leader = leader
-        self.verdict = verdict
+        self.leader: web.Request = leader
+        self.verdict: Verdict = verdict
         self.reads: Reads | None = None
-        self.raised = raised
-        self.herd = 1
-        self.free = False
+        self.raised: bool = raised
+        self.herd: int = 1
+        self.free: bool = False
         self.told: tuple[object, ...] = ()
         self.passes: tuple[str, Hashable] | None = None
 
@@ -166,7 +166,7 @@ class Answer(Outcome):
     ) -> None:
         super().__init__(leader, raised=raised)
         # Whether it is known that everybody may have it, and that `make_another` makes it.
-        self.is_simple = False
+        self.is_simple: bool = False
         self._rules = rules
         self._share = share
         self._has_key = has_key
@@ -225,7 +225,7 @@ class Answer(Outcome):
         _remove_trace(self._headers, self.leader)
         if self._rules.cache_status is not None:
             self._headers.add("Cache-Status", f"{self._rules.cache_status}; fwd=miss; collapsed")
-        self.verdict = verdict
+        self.verdict: Verdict = verdict
 
 
 class Rules:
@@ -236,10 +236,10 @@ class Rules:
     def __init__(
         self, selection: Selection, share: Share | None, cache_status: str | None, ignore_state: frozenset[Hashable]
     ) -> None:
-        self.selection = selection
-        self.share = share
-        self.cache_status = cache_status
-        self.ignore_state = ignore_state
+        self.selection: Selection = selection
+        self.share: Share | None = share
+        self.cache_status: str | None = cache_status
+        self.ignore_state: frozenset[Hashable] = ignore_state
 
     def reads(self, run: RecordedHeaders) -> Reads | None:
         """What the handler has looked at so far; None for nothing."""

@@ -36,16 +36,16 @@ class Route:
     )  # fmt: skip
 
     def __init__(self, name: str, counters: Counters, reference: Any) -> None:
-        self.name = name
-        self.counters = counters
+        self.name: str = name
+        self.counters: Counters = counters
         self.reduced_methods: set[str] = set()
-        self.reference = reference
+        self.reference: Any = reference
         self.learned: tuple[str, ...] = ()
         self.learned_items: tuple[Hashable, ...] = ()
-        self.until = 0.0
-        self.app_id = 0
+        self.until: float = 0.0
+        self.app_id: int = 0
         self.table: Any = None
-        self.is_first = False
+        self.is_first: bool = False
 
     def learn(self, names: Iterable[str], keys: Iterable[Hashable], now: float) -> None:
         """Let these headers and items of the request mapping join the identity of the route's later requests."""

@@ -20,13 +20,13 @@ from .coding import Coding
 from .last_call import LAST_CALL_AFTER
 from .producing import Producer
 from .reading import Reader, is_for_all, is_short
-from .reads import RecordedHeaders
+from .reads import Reads, RecordedHeaders
 from .replay import Answer, Asker, Rules
 
 if TYPE_CHECKING:
     from .table import RequestFlight
 
-logger = logging.getLogger("aiohttp_reduce")
+logger: logging.Logger = logging.getLogger("aiohttp_reduce")
 
 # Seconds for which the one whose handler runs may hold up others without reading anything at all.
 _FIRST_TIMEOUT: Final = 0.5
@@ -40,9 +40,9 @@ class Limits:
     __slots__ = ("budget", "loop", "max_buffer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_buffer: float, budget: Budget) -> None:
-        self.loop = loop
-        self.max_buffer = max_buffer
-        self.budget = budget
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.max_buffer: float = max_buffer
+        self.budget: Budget = budget
 
     def broadcast(self) -> Broadcast:
         """A broadcast within these limits."""
@@ -86,11 +86,11 @@ class Stream(Answer):
     ) -> None:
         super().__init__(run.request, response, raised=raised, rules=rules, share=share, has_key=has_key)
         self.run: RecordedHeaders | None = run
-        self.broadcast = limits.broadcast()
+        self.broadcast: Broadcast = limits.broadcast()
         self.members: dict[Reader, Asker] = {}
         # What one of those leads who lost it: the others join that.
         self.hedge: RequestFlight | None = None
-        self.eof = False
+        self.eof: bool = False
         self.producer: Producer | None = None
         self._response: web.StreamResponse | None = response
         self._codings: dict[tuple[str, int | None], Coding] = {}
@@ -181,8 +181,9 @@ class Stream(Answer):
             return
         before = self.reads if noted == self._noted else None
         self._noted = noted
-        self.free = False
-        self.reads = reads = self._rules.reads(run)
+        self.free: bool = False
+        reads = self._rules.reads(run)
+        self.reads: Reads | None = reads
         assert reads is not None
         if before is not None and before.changed == reads.changed:
             return  # all members were compared with this, when it was noted or when they came

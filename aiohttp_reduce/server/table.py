@@ -79,11 +79,11 @@ class Arrival:
         route: Route,
     ) -> None:
         self._table = table
-        self.target = target
-        self.request = request
-        self.certificate = certificate
-        self.key_value = key_value
-        self.route = route
+        self.target: str = target
+        self.request: web.Request = request
+        self.certificate: bytes | None = certificate
+        self.key_value: Hashable = key_value
+        self.route: Route = route
         self._identity: Hashable = None
 
     @property
@@ -151,13 +151,13 @@ class RequestTable(TargetTable[Outcome]):
 
     def __init__(self, loop: AbstractEventLoop, settings: "Settings", max_age: float) -> None:
         super().__init__(loop, settings.clock)
-        self.settings = settings
-        self.last_call = LastCall(loop, settings.clock)
-        self.max_age = max_age
-        self.passes = PassMarkers(self)
-        self.streams = OpenStreams(loop)
+        self.settings: Settings = settings
+        self.last_call: LastCall = LastCall(loop, settings.clock)
+        self.max_age: float = max_age
+        self.passes: PassMarkers = PassMarkers(self)
+        self.streams: OpenStreams = OpenStreams(loop)
         # When the answer to an unsafe request was sent, by decoded path.
-        self.writes = Writes(max_age)
+        self.writes: Writes = Writes(max_age)
 
     def find(self, arrival: Arrival) -> RequestFlight | None:
         """The latest flight of the request's identity, open or not."""

@@ -47,8 +47,8 @@ class Sending:
     """Stands for aiohttp's own handler, of which the door reads the closure's cells."""
 
     def __init__(self, door: ReduceClientMiddleware, holders: list[Holder], handler: Any) -> None:
-        self.__code__ = handler.__code__
-        self.__closure__ = handler.__closure__
+        self.__code__: Any = handler.__code__
+        self.__closure__: Any = handler.__closure__
         self.__module__ = handler.__module__
         self._door = door
         self._holders = holders
@@ -73,7 +73,7 @@ class Call(Coroutine[Any, Any, Any]):
         self._holders: list[Holder] = []
         self._run: Run | None = None
         self._counters = Counters()
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def lead(self, holders: list[Holder], run: Run, counters: Counters) -> None:
         """It is the one of its flight that runs."""
