@@ -15,6 +15,7 @@ MODULES = (
     "aiohttp_reduce.hooks",
     "aiohttp_reduce.server",
     "aiohttp_reduce.stats",
+    "aiohttp_reduce.testing",
 )
 HOW_TO_ACCEPT = f"""
 The public surface has changed. If that is meant, it is a change of the API: say so in CHANGELOG.md, and accept it with
