@@ -739,7 +739,7 @@ async def test_closing_one_session_leaves_the_flights_of_another_with_the_same_m
         ones, others = reading(one, 2, server.url), reading(other, 2, server.url)
         await server.asked(2)
         await waiting(reducer, 2)
-        await reducer.hang_up(one)
+        await reducer._hang_up(one)
         outcomes = await asyncio.gather(*ones, return_exceptions=True)
         assert all(isinstance(outcome, ClientConnectionError) for outcome in outcomes)
         halting.first.set()

@@ -221,7 +221,7 @@ def _docstring(name: str, value: Any) -> str:
     if value is aiohttp_reduce.async_reduce:
         # It stands under the assignment.
         source = inspect.getsource(importlib.import_module("aiohttp_reduce.async_reduce_core.reducer"))
-        found = re.search(r'^async_reduce = .*?\n"""(.*?)"""', source, re.DOTALL | re.MULTILINE)
+        found = re.search(r'^async_reduce\b.* = .*?\n"""(.*?)"""', source, re.DOTALL | re.MULTILINE)
         assert found is not None, name
         return found[1]
     return inspect.getdoc(value) or ""

@@ -432,7 +432,7 @@ async def test_a_block_that_is_late_and_cancelled_at_once_is_cancelled() -> None
 
     async def test() -> None:
         async with holding(reduce_middleware(), timeout=0) as held:
-            held.loop.call_later(0, lambda: task.cancel())
+            asyncio.get_running_loop().call_later(0, lambda: task.cancel())
             await asyncio.Event().wait()
 
     task = asyncio.create_task(test())

@@ -94,12 +94,12 @@ class ReduceClientMiddleware:
         table = self._tables.by_loop.get(request.loop) or self._tables.get()
         return await Call(settings, table, request, handler, counters).response()
 
-    async def pass_on(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    async def _pass_on(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """The client middleware for a call with `reduce=False`."""
         counters = self._enter(request.url)
         return await self._bypass(request, handler, counters, Bypass.OPT_OUT)
 
-    async def hang_up(self, session: ClientSession) -> None:
+    async def _hang_up(self, session: ClientSession) -> None:
         """End the flights of a session that is being closed: whoever waits or reads fails as aiohttp has it."""
         table = self._tables.get()
         flights = [flight for flight in table.running if _aiohttp.session_of(flight.subject) is session]

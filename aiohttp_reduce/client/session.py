@@ -239,7 +239,7 @@ class ReducingClientSession(_Base):
         """
         if self._owns:
             if not self._session.closed and self._session.connector_owner:
-                await self._reducer.hang_up(self._session)
+                await self._reducer._hang_up(self._session)
             await self._session.close()
         else:
             object.__setattr__(self, "_is_closed", True)
@@ -277,7 +277,7 @@ class ReducingClientSession(_Base):
         if given is not None or not reduce or not self._owns:
             if given is None:
                 given = [one for one in _aiohttp.middlewares_of(self._session) if one is not self._reducer]
-            kwargs["middlewares"] = (*given, self._reducer if reduce else self._reducer.pass_on)
+            kwargs["middlewares"] = (*given, self._reducer if reduce else self._reducer._pass_on)
         call: _RequestContextManager = getattr(self._session, name)(*args, **kwargs)
         return call
 

@@ -12,6 +12,7 @@ from .. import arguments
 from ..async_reduce_core import AsyncReducer
 from .counts import Counts
 from .finding import Target, find
+from .held import Held
 from .runs import Run
 from .watching import Watch, watch
 
@@ -48,35 +49,28 @@ class Hold:
     """
 
     counts: Counts
-    loop: asyncio.AbstractEventLoop
 
     def __init__(self, target: Target, only: Any, timeout: float) -> None:
         self._target = find(target)
-        self._only = only
         if only is not None and not callable(only) and not isinstance(self._target, AsyncReducer):
             arguments.path("only", only)
         self._timeout = timeout
-        self._gate = asyncio.Event()
-        self._runs: list[Run] = []
-        self._arrived = 0
-        self._not_selected: dict[Hashable, int] = {}
-        self._looking: set[asyncio.Future[None]] = set()
+        self._held = Held(only)
         self._watch: AbstractContextManager[Watch] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wrong: str | None = None
-        self._error: Exception | None = None
 
     @property
     def leaders(self) -> int:
         """Runs that are held now."""
-        return len(self._runs)
+        return len(self._held.runs)
 
     @property
     def followers(self) -> int:
         """Calls that wait now for a run that is held."""
-        return len({future for run in self._runs for future in run.followers()})
+        return len({future for run in self._held.runs for future in run.followers()})
 
     async def joined(self, followers: int) -> None:
         """Wait until so many wait for the runs that are held. Raises `HoldError` after `timeout` seconds."""
@@ -94,13 +88,12 @@ class Hold:
         Raises `HoldError` after `timeout` seconds.
         """
         __tracebackhide__ = True
-        await self._until(lambda: self._arrived >= calls, _some(calls, "call"), held=False)
+        await self._until(lambda: self._held.arrived >= calls, _some(calls, "call"), held=False)
 
     def release(self) -> None:
         """Let go of all that is held. What comes later is not held any more."""
-        self._gate.set()
         self._stop_timer()
-        self._look()
+        self._held.release()
 
     async def __aenter__(self) -> Self:
         if self._watch is not None:
@@ -108,10 +101,10 @@ class Hold:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a hold is for a block in a task")
-        self.loop = asyncio.get_running_loop()
+        self._held.loop = asyncio.get_running_loop()
         self._task = task
         self._cancelling = task.cancelling()
-        self._watch = watch(self._target, self)
+        self._watch = watch(self._target, self._held)
         self.counts = Counts(self._watch.__enter__().figures)
         _open.add(self)
         self._start_timer()
@@ -130,52 +123,8 @@ class Hold:
             is_ours = self._task.uncancel() <= self._cancelling
             if is_ours or not isinstance(exc_val, CancelledError):
                 raise HoldError(self._wrong) from exc_val
-        elif self._error is not None and exc_val is None:
-            raise HoldError("only=... raised; what it raised it for was not held") from self._error
-
-    # What `Holder` promises to those who come by.
-
-    def selects(self, call: Any, name: Hashable) -> bool:
-        """Whether a call is of those that are held."""
-        try:
-            selected = bool(self._only(call)) if callable(self._only) else self._only in (None, name)
-        except Exception as exception:
-            self._error = exception
-            selected = False
-            self._look()
-        if not selected:
-            self._not_selected[name] = self._not_selected.get(name, 0) + 1
-        return selected
-
-    def came(self) -> None:
-        """A call has come; before the next pass of the loop it leads, waits, or goes on."""
-        self.loop.call_soon(self._has_arrived)
-
-    def hold(self, run: Run) -> bool:
-        """Hold a run, if the hold was not released."""
-        if self._gate.is_set():
-            return False
-        self._runs.append(run)
-        self._look()
-        return True
-
-    def let_go(self, run: Run) -> None:
-        """The run goes on, or has ended."""
-        self._runs.remove(run)
-
-    async def released(self) -> None:
-        """Wait for the release."""
-        await self._gate.wait()
-
-    def _has_arrived(self) -> None:
-        self._arrived += 1
-        self._look()
-
-    def _look(self) -> None:
-        """Let those who wait for something look whether it has happened."""
-        for future in self._looking:
-            if not future.done():
-                future.set_result(None)
+        elif self._held.error is not None and exc_val is None:
+            raise HoldError("only=... raised; what it raised it for was not held") from self._held.error
 
     async def _until(self, happened: Callable[[], bool], expected: str, *, held: bool = True) -> None:
         """Wait until it has happened. What can only be while runs are `held` is not waited for after the release."""
@@ -184,7 +133,7 @@ class Hold:
             raise RuntimeError("this is for the block of a hold: async with holding(...) as held: ...")
 
         def is_over() -> bool:
-            return self._error is not None or happened() or (held and self._gate.is_set())
+            return self._held.error is not None or happened() or (held and self._held.is_released)
 
         # While one of them waits for something, the block of no other one is late, either.
         blocks = [hold for hold in _open if hold._task is self._task]
@@ -194,12 +143,7 @@ class Hold:
             async with asyncio.timeout(None if self._timeout == math.inf else self._timeout):
                 while True:
                     while not is_over():
-                        future = self.loop.create_future()
-                        self._looking.add(future)
-                        try:
-                            await future
-                        finally:
-                            self._looking.discard(future)
+                        await self._held.change()
                     # Whoever came in this pass of the loop begins to wait, so that all go on in the order they came.
                     await asyncio.sleep(0)
                     if is_over():
@@ -209,16 +153,16 @@ class Hold:
         finally:
             for hold in blocks:
                 hold._start_timer()
-        if self._error is not None:
-            raise HoldError("only=... raised; what it raised it for was not held") from self._error
+        if self._held.error is not None:
+            raise HoldError("only=... raised; what it raised it for was not held") from self._held.error
         if not happened():
-            when = "before the release" if held and self._gate.is_set() else f"within {self._timeout:g} s"
+            when = "before the release" if held and self._held.is_released else f"within {self._timeout:g} s"
             raise HoldError(f"expected {expected} {when}; {self._happened()}")
 
     def _start_timer(self) -> None:
         self._stop_timer()
-        if self in _open and not self._gate.is_set() and self._timeout != math.inf:
-            self._timer = self.loop.call_later(self._timeout, self._is_late)
+        if self in _open and not self._held.is_released and self._timeout != math.inf:
+            self._timer = self._held.loop.call_later(self._timeout, self._is_late)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -231,13 +175,14 @@ class Hold:
             f"the block was not left, nor held.release() called, within {self._timeout:g} s; {self._happened()}. Start "
             "what is to be held with asyncio.create_task(...), and await it after the block"
         )
-        self._gate.set()
+        self._held.release()
         self._task.cancel()
 
     def _happened(self) -> str:
         """What did happen since the block began."""
         counts = self.counts
-        if not (self._arrived or self._not_selected):
+        held = self._held
+        if not (held.arrived or held.not_selected):
             return (
                 f"nothing came to {self._target!r} in this event loop: is it the one that is asked, and are the calls "
                 "tasks?"
@@ -256,13 +201,13 @@ class Hold:
             told.append(f"{_some(others, 'run')} not held")
         if (waiting := counts.waiting - followers) > 0:
             told.append(f"{waiting} waiting for them")
-        if others := sum(self._not_selected.values()):
-            names = ", ".join([str(name) for name in list(self._not_selected)[:_MAX_SHOWN]])
-            told.append(f"{_some(others, 'call')} not selected by only={self._only!r} ({names})")
+        if others := sum(self._held.not_selected.values()):
+            names = ", ".join([str(name) for name in list(self._held.not_selected)[:_MAX_SHOWN]])
+            told.append(f"{_some(others, 'call')} not selected by only={self._held.only!r} ({names})")
         if leaders:
             told.append(f"{'1 is' if leaders == 1 else f'{leaders} are'} held: {self._leaders()}")
         text = ", ".join(told)
-        if self._arrived == _CONNECTIONS:
+        if self._held.arrived == _CONNECTIONS:
             text += f" (a ClientSession opens {_CONNECTIONS} connections at most, unless its connector has limit=0)"
         return text
 
@@ -270,7 +215,7 @@ class Hold:
         """The runs that are held, and in what they differ."""
         shown: dict[str, list[str]] = {}
         first: dict[str, Run] = {}
-        for run in self._runs:
+        for run in self._held.runs:
             reasons = shown.setdefault(run.label, [])
             if run.label in first:
                 names = run.differs_from(first[run.label])

@@ -162,14 +162,14 @@ def _outgoing(plain: Any) -> dict[str, Any]:
         response: ClientResponse = await plain.__call__(self, request, handler)
         return response
 
-    async def pass_on(
+    async def _pass_on(
         self: ReduceClientMiddleware, request: ClientRequest, handler: ClientHandlerType
     ) -> ClientResponse:
         _came(self, request, request.url.path)
-        response: ClientResponse = await plain.pass_on(self, request, handler)
+        response: ClientResponse = await plain._pass_on(self, request, handler)
         return response
 
-    return {"__call__": call, "pass_on": pass_on}
+    return {"__call__": call, "_pass_on": _pass_on}
 
 
 def _coroutines(plain: Any) -> dict[str, Any]:
