@@ -120,6 +120,13 @@ def test_the_tables_of_the_readme_are_the_defaults() -> None:
         assert name in text, name
 
 
+@pytest.mark.parametrize("head", ["left out of the identity", "it looked at", "the answer"])
+def test_the_documentation_has_the_same_rules(head: str) -> None:
+    table = re.search(rf"^\| {head} \|.*\n(?:\|.*\n)+", README, re.MULTILINE)
+    assert table is not None
+    assert table.group() in (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+
+
 async def test_the_client_drop_in_sends_once(upstream: StartUpstream, capsys: pytest.CaptureFixture[str]) -> None:
     async def answer(exchange: Exchange) -> None:
         await exchange.respond(b"hello")
