@@ -16,6 +16,7 @@ from aiohttp import web
 
 from aiohttp_reduce import ReducingClientSession, reduce_client_middleware, reduce_middleware
 from aiohttp_reduce.server import DEFAULT_IGNORE_COOKIES, DEFAULT_IGNORE_HEADERS
+from aiohttp_reduce.stats import Bypass, Unshared
 from tests.harness import PATIENCE, Gate, Start, app_with, eventually
 from tests.upstream import Exchange, StartUpstream, bodies, waiting
 
@@ -153,6 +154,14 @@ async def test_the_genuine_session_reduces(upstream: StartUpstream) -> None:
         gate.open()
         assert await herd == [b"hello"] * 3
     assert len(server.requests) == 1
+
+
+def test_its_reasons_are_reasons() -> None:
+    rows = re.findall(r"^\| `(bypassed|unshared)` \| (.*?) \|", README, re.MULTILINE)
+    named = [(where, reason) for where, cell in rows for reason in re.findall(r"`([\w-]+)[`:]", cell)]
+    assert len(named) > 15
+    kinds = {"bypassed": set(Bypass), "unshared": set(Unshared)}
+    assert [(where, reason) for where, reason in named if reason not in kinds[where]] == []
 
 
 def test_its_anchors_are_headings() -> None:
