@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,20 @@ def test_the_few_rows_are_written_between_their_marks_in_their_order() -> None:
 def test_the_documents_have_a_place_for_the_tables() -> None:
     assert markdown.written_into(markdown.FIGURES.read_text(encoding="utf-8"), sample())
     assert markdown.shortly_written_into(markdown.README.read_text(encoding="utf-8"), sample())
+
+
+def test_both_tables_are_written_into_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample().save(tmp_path / "run.json")
+    figures, readme = tmp_path / "figures.md", tmp_path / "README.md"
+    for path, source in ((figures, markdown.FIGURES), (readme, markdown.README)):
+        path.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = ["--data", str(tmp_path / "run.json"), "--figures", str(figures), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["markdown", *arguments])
+
+    assert markdown.main() == 0
+
+    assert "- a machine\n" in figures.read_text(encoding="utf-8")
+    assert " rounds)" not in readme.read_text(encoding="utf-8")
 
 
 def test_the_readme_has_every_one_of_its_few_rows_as_the_figures_have_it() -> None:

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,13 +34,22 @@ def commands(session: str) -> list[tuple[str, str]]:
 
 async def printed(command: str, port: int, folder: Path) -> str:
     """What the shell prints, with the application of the README on this port; carriage returns left out."""
+    # Not for a time, but until the first request is there.
+    command = command.replace(
+        "sleep 0.1", "until curl -s localhost:8080/_reduce/stats | grep -q 'total.: 1'; do :; done"
+    )
     command = command.replace("localhost:8080", f"127.0.0.1:{port}").replace("python ", f"{sys.executable} ")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     shell = await asyncio.create_subprocess_shell(
         command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=folder, env=environment
     )
-    async with asyncio.timeout(4 * PATIENCE):
-        output, _ = await shell.communicate()
+    try:
+        async with asyncio.timeout(4 * PATIENCE):
+            output, _ = await shell.communicate()
+    finally:
+        if shell.returncode is None:
+            shell.kill()
+            await shell.wait()
     assert shell.returncode == 0, output
     return output.decode().replace("\r\n", "\n")
 
@@ -59,19 +69,24 @@ def everything() -> dict[str, Any]:
     return names
 
 
-def one_liner() -> web.Application:
-    """The application of the first block."""
+def one_liner() -> dict[str, Any]:
+    """What the first block defines; `app` is its application."""
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(BLOCKS[0], "README.md", "exec"), names)
-    app: web.Application = names["app"]
-    return app
+    return names
 
 
 @pytest.mark.one_loop
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-@pytest.mark.parametrize("session", SESSIONS, ids=["server", "client"])
-async def test_the_commands_print_what_it_says(serve: Start, tmp_path: Path, session: str) -> None:
-    server = await serve(one_liner())
+@pytest.mark.parametrize(("session", "followers"), [(SESSIONS[0], 1), (SESSIONS[1], 0)], ids=["server", "client"])
+async def test_the_commands_print_what_it_says(serve: Start, tmp_path: Path, session: str, followers: int) -> None:
+    names = one_liner()
+    server = await serve(names["app"], middleware=names["app"].middlewares[0])
+
+    async def sleep(seconds: float) -> None:
+        await server.waiting(followers)
+
+    names["asyncio"] = SimpleNamespace(sleep=sleep)
     (tmp_path / "client.py").write_text(BLOCKS[1].replace("localhost:8080", f"127.0.0.1:{server.port}"))
 
     for command, said in commands(session):
@@ -81,7 +96,7 @@ async def test_the_commands_print_what_it_says(serve: Start, tmp_path: Path, ses
 
 
 async def test_the_one_liner_reduces(serve: Start) -> None:
-    server = await serve(one_liner())
+    server = await serve(one_liner()["app"])
     replies = await server.herd(5, "/report")
     assert {reply.text for reply in replies} == {'{"answer": 42}'}
     assert sorted(str(reply.collapsed) for reply in replies) == [
