@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format lint types matrix bench pictures soak clean
+.PHONY: demo test check format lint types docs matrix bench pictures soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
-check: lint types matrix
+check: lint types docs matrix
 
 format: $(VENV)/.check
 	$(BIN)/ruff format .
@@ -23,6 +23,10 @@ lint: $(VENV)/.check
 
 types: $(VENV)/.check
 	$(BIN)/mypy --strict
+
+# The pages in docs/_build/html; a warning is an error. Wants no network but for the tools themselves.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -E -W -n --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 # The tests on every Python and with every aiohttp that is supported and found.
 matrix: $(VENV)/.check
@@ -56,7 +60,7 @@ soak: $(VENV)/.test
 	$(BIN)/python -m tests.chaos --seconds 600 --loop uvloop
 
 clean:
-	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf docs/_build $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.pip:
 	@echo "Making the environment in $(VENV) ..."
@@ -79,6 +83,10 @@ $(VENV)/.check: $(VENV)/.test
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(VENV)/.pictures: $(VENV)/.bench

@@ -38,7 +38,7 @@ _AUTHENTICATION: Final = (
     "Proxy-Authentication-Info",
 )
 _SECURITY_POLICIES: Final = ("Content-Security-Policy", "Content-Security-Policy-Report-Only")
-_STREAMED_TYPES: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
+_STREAMED_TYPES: Final = ("text/event-stream", "multipart/x-mixed-replace")
 
 
 class Verdict(NamedTuple):
@@ -212,7 +212,7 @@ def judge_fetched(status: int, headers: MultiMapping[str], counts: Callable[[str
     is endless or a connection of one's own. `counts` says of a request header's name in lower case whether it is
     in the identity; a `vary` of `("*",)` in the verdict stands for all that are not (RFC 9110, 12.5.5).
     """
-    if status == 101 or any(_media_type(line) in _STREAMED_TYPES for line in headers.getall(hdrs.CONTENT_TYPE, ())):
+    if status == 101 or _is_endless(headers):
         return Verdict(Unshared.STREAM)
     if hdrs.VARY not in headers:
         return SHARED
@@ -224,7 +224,7 @@ def judge_fetched(status: int, headers: MultiMapping[str], counts: Callable[[str
 
 def _for_nobody_else(status: int, headers: CIMultiDict[str]) -> Verdict | None:
     """The verdict on what is for the one who asked, whatever it says about caching."""
-    if status < 200 or _media_type(headers.get(hdrs.CONTENT_TYPE, "")) in _STREAMED_TYPES:
+    if status < 200 or _is_endless(headers):
         return Verdict(Unshared.STREAM)
     if hdrs.SET_COOKIE in headers:
         return Verdict(Unshared.SET_COOKIE)
@@ -242,5 +242,7 @@ def _for_nobody_else(status: int, headers: CIMultiDict[str]) -> Verdict | None:
     return None
 
 
-def _media_type(content_type: str) -> str:
-    return content_type.split(";", 1)[0].strip().lower()
+def _is_endless(headers: MultiMapping[str]) -> bool:
+    """Whether Content-Type, in whichever of its lines, says that this is a stream of events, or of parts for one."""
+    said = ",".join(headers.getall(hdrs.CONTENT_TYPE, ())).lower()
+    return any(streamed in said for streamed in _STREAMED_TYPES)

@@ -103,8 +103,8 @@ class _Noise(logging.Handler):
         self._noise.append(f"{record.name}: {record.getMessage()} {exception!r}"[:300] + where)
 
 
-def _last_line(exception: BaseException) -> str:
-    return traceback.format_tb(exception.__traceback__)[-1]
+def _last_line(exception: BaseException | None) -> str:
+    return "".join(traceback.format_tb(exception.__traceback__)[-1:]) if exception else ""
 
 
 @contextmanager
@@ -115,11 +115,11 @@ def listening(noise: list[str]) -> Iterator[None]:
     def complain(_: Any, context: Mapping[str, Any]) -> None:
         if isinstance(context.get("exception"), OddError):
             return  # the end of its connection's task, as without us
-        if "_call_connection_lost" in context["message"] and "_empty_waiter" in _last_line(context["exception"]):
-            return  # asyncio's own, where a connection breaks while a file is sent
+        if "_empty_waiter" in (line := _last_line(context.get("exception"))):
+            return  # asyncio's own, where a connection breaks after sending a file over it was given up
         if aiohttp.__version__.startswith("3.12.") and str(context.get("exception")) == "Connection lost":
             return  # its own, where a connection breaks after a write to it was given up
-        noise.append(f"loop: {context}"[:600])
+        noise.append(f"loop: {context}"[:600] + line)
 
     def unraisable(what: Any) -> None:
         noise.append(f"unraisable: {what.exc_value!r} in {what.object!r}")

@@ -1,5 +1,6 @@
-"""The hunt for foreign secrets among outgoing calls: a gateway's session with credentials of each call, and sessions of
-users that share one middleware object and one connector, against a far end that answers by what it saw.
+"""The hunt for foreign secrets among outgoing calls: a gateway's session with credentials of each call, sessions of
+users that share one middleware object and one connector, and twins that send the same, each through a connector of its
+own, against a far end that answers by what it saw.
 
 What is right for a call is known from the call alone.
 """
@@ -20,8 +21,10 @@ from tests.upstream import nothing_is_left
 from tests.virtual import VirtualLoop, run_virtually
 from tests.wire import FarEnd, Line
 
-# What the far end can look at; "locale" is left out of the identity, and so an answer by it says Vary.
-LOOKS = ("token", "basic", "bearer", "cookie", "query", "path", "host", "method", "locale", "user", "range")
+# What the far end can look at; "locale" is left out of the identity, and so an answer by it says Vary. By its "line" it
+# knows the connector that the call came through.
+LOOKS = ("token", "basic", "bearer", "cookie", "query", "path", "host", "method", "locale", "user", "range", "line")
+TWINS = ("twin 1", "twin 2")
 FORMS = ("whole", "chunks", "to its end", "raised", "redirect", "redirect with a cookie", "redirect abroad")
 
 
@@ -73,8 +76,9 @@ def seen(head: str) -> dict[str, str]:
 class Outside:
     """The far end: answers each request with the secrets of what it saw in it."""
 
-    def __init__(self, kinds: list[Kind], choose: random.Random, *, tricks: bool) -> None:
+    def __init__(self, kinds: list[Kind], choose: random.Random, line: str, *, tricks: bool) -> None:
         self.kinds = kinds
+        self.line = line
         self.choose = choose
         self.tricks = tricks
 
@@ -84,7 +88,7 @@ class Outside:
         return [secret(kind, request["landed"], look, request[look]) for look in self.kinds[int(kind)].looks]
 
     async def answer(self, line: Line, number: int) -> None:
-        request = seen(line.latest.decode("latin-1"))
+        request = {**seen(line.latest.decode("latin-1")), "line": self.line}
         kind = self.kinds[int(request["kind"])]
         pauses = [0, kind.pause, kind.pause * self.choose.random()] if self.tricks else [kind.pause]
         await asyncio.sleep(self.choose.choice(pauses))
@@ -129,11 +133,18 @@ class Call:
     kind: int
     carries: Mapping[str, str]
 
+    @property
+    def line(self) -> str:
+        """The connector that it goes through."""
+        return self.session if self.session in TWINS else NOBODY
+
     def sees(self, look: str) -> set[str]:
         """What the far end may rightly see of it there, after redirects too."""
         value = self.carries.get(look, NOBODY)
         if look == "method":
             return {self.carries.get("method", "GET")}
+        if look == "line":
+            return {self.line}
         if look == "host":
             return {self.carries.get("host", "upstream"), "abroad", "upstream"}
         if look == "cookie":
@@ -145,7 +156,7 @@ class Call:
         """The secrets that it may be told, by look."""
         landings = ("-", "landed") if kind.form.startswith("redirect") else ("-",)
         if len(landings) == 1:
-            exact = {"method": "GET", "host": "upstream"}
+            exact = {"method": "GET", "host": "upstream", "line": self.line}
             return [
                 {secret(str(self.kind), "-", look, self.carries.get(look, exact.get(look, NOBODY)))}
                 for look in kind.looks
@@ -156,10 +167,10 @@ class Call:
         ]
 
 
-def options_of(call: Call, trace: str) -> dict[str, Any]:
+def options_of(call: Call, trace: str | None) -> dict[str, Any]:
     """What the call is made with."""
     carries = call.carries
-    headers = {"traceparent": trace}
+    headers = {} if trace is None else {"traceparent": trace}
     named = {"token": "X-Token", "locale": "X-Locale", "user": "X-User"}
     headers |= {name: carries[at] for at, name in named.items() if at in carries}
     if "bearer" in carries:
@@ -173,24 +184,27 @@ def options_of(call: Call, trace: str) -> dict[str, Any]:
         options["auth"] = aiohttp.BasicAuth(carries["basic"], "password")
     if "query" in carries:
         options["params"] = {"q": carries["query"]}
-    if call.session == "gateway" and "cookie" in carries:
+    if call.session in {"gateway", *TWINS} and "cookie" in carries:
         options["cookies"] = {"session": carries["cookie"]}
     return options
 
 
 class Hunt:
-    """Calls of one world."""
+    """Calls of one world. What bears a trace has headers like no other call's."""
 
-    def __init__(self, kinds: list[Kind], choose: random.Random, seed: object, *, tricks: bool = True) -> None:
+    def __init__(
+        self, kinds: list[Kind], choose: random.Random, seed: object, *, tricks: bool = True, traced: float = 1.0
+    ) -> None:
         self.kinds = kinds
         self.choose = choose
         self.tricks = tricks
+        self.traced = traced
         self.seed = seed
         self.findings = Findings()
         self.sessions: dict[str, Any] = {}
         self._traces = 0
 
-    def judge(self, call: Call, trace: str, response: aiohttp.ClientResponse, body: bytes | None) -> None:
+    def judge(self, call: Call, trace: str | None, response: aiohttp.ClientResponse, body: bytes | None) -> None:
         """Look at an answer, all of whose body came unless it is None."""
         kind = self.kinds[call.kind]
         right = call.right(kind)
@@ -227,7 +241,7 @@ class Hunt:
         choose = self.choose
         self._traces += 1
         self.findings.requests += 1
-        trace = f"00-{self._traces:032x}-{'1' * 16}-01"
+        trace = f"00-{self._traces:032x}-{'1' * 16}-01" if choose.random() < self.traced else None
         url = URL(f"http://upstream.example/{call.kind}/{call.carries.get('path', NOBODY)}/-")
         patience = choose.choice([0.01, 0.5, 1.5]) if self.tricks and choose.random() < 0.08 else None
         try:
@@ -254,11 +268,13 @@ def draw_calls(choose: random.Random, kinds: list[Kind], count: int) -> list[Cal
     index = choose.randrange(len(kinds))
     channels = dict.fromkeys([choose.choice(kinds[index].looks), *choose.sample(LOOKS, choose.choice([0, 1, 2]))])
     users = [f"u{number}" for number in choose.sample(range(USERS), choose.choice([1, 2, 2, 3]))]
-    is_gateway = choose.random() < 0.6
+    through = choose.choice(["gateway", "gateway", "gateway", "twins", "own"])
 
     def one() -> Call:
         carries: dict[str, str] = {}
         for channel in channels:
+            if channel == "line":
+                continue  # that is the session's
             value = (
                 choose.choice(["GET", "GET", "HEAD"]) if channel == "method" else choose.choice([*users, *users, None])
             )
@@ -266,8 +282,8 @@ def draw_calls(choose: random.Random, kinds: list[Kind], count: int) -> list[Cal
                 carries[channel] = value
         if "basic" in carries:
             carries.pop("bearer", None)
-        if is_gateway:
-            return Call("gateway", index, carries)
+        if through != "own":
+            return Call("gateway" if through == "gateway" else choose.choice(TWINS), index, carries)
         user = choose.choice(users)
         carries |= {"user": user, "cookie": user}
         return Call(user, index, carries)
@@ -285,7 +301,7 @@ def random_calls(seed: object, count: int) -> Findings:
         )
         for _ in range(8)
     ]
-    hunt = Hunt(kinds, choose, seed)
+    hunt = Hunt(kinds, choose, seed, traced=choose.choice([0.0, 0.7, 1.0]))
     calls: list[tuple[float, Call]] = []
     now = 0.0
     while len(calls) < count:
@@ -299,15 +315,25 @@ def random_calls(seed: object, count: int) -> Findings:
 async def hunt_among(loop: VirtualLoop, hunt: Hunt, calls: list[tuple[float, Call]]) -> Findings:
     """Make these calls, each at its time, and see to it that nothing is left in the end."""
     choose, ignored = hunt.choose, DEFAULT_IGNORE_HEADERS | {"X-Locale"}
-    far_end = FarEnd(Outside(hunt.kinds, choose, tricks=hunt.tricks).answer, limit=0, force_close=choose.random() < 0.3)
+
+    def far_end(line: str) -> FarEnd:
+        answer = Outside(hunt.kinds, choose, line, tricks=hunt.tricks).answer
+        return FarEnd(answer, limit=0, force_close=choose.random() < 0.3)
+
+    connector = far_end(NOBODY)
     options: dict[str, Any] = {"max_age": choose.choice([0.5, 5.0]), "max_wait": choose.choice([0.3, 30.0])}
     shared = reduce_client_middleware(ignore_headers=ignored, **options)
-    lent: dict[str, Any] = {"connector": far_end, "connector_owner": False}
+    lent: dict[str, Any] = {"connector": connector, "connector_owner": False}
     gateway = ReducingClientSession(cookie_jar=aiohttp.DummyCookieJar(), ignore_headers=ignored, **options, **lent)
     sessions: list[Any] = [gateway]
     reducers = [shared, gateway._reducer]
     hunt.sessions["gateway"] = gateway
-    for user in dict.fromkeys(call.session for _, call in calls if call.session != "gateway"):
+    for twin in TWINS:
+        hunt.sessions[twin] = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), middlewares=[shared], connector=far_end(twin)
+        )
+        sessions.append(hunt.sessions[twin])
+    for user in dict.fromkeys(call.session for _, call in calls if call.session not in hunt.sessions):
         jar = aiohttp.CookieJar()
         jar.update_cookies({"session": user}, URL("http://upstream.example"))
         own: Any
@@ -329,6 +355,6 @@ async def hunt_among(loop: VirtualLoop, hunt: Hunt, calls: list[tuple[float, Cal
     finally:
         for session in sessions:
             await session.close()
-        await far_end.close()
+        await connector.close()
         await asyncio.sleep(0.1)
     return hunt.findings

@@ -58,6 +58,7 @@ class Findings:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.foreign += other.foreign
         self.wrong += other.wrong
+        self.hung += other.hung
         for reason, times in other.unshared.items():
             self.unshared[reason] = self.unshared.get(reason, 0) + times
 

@@ -174,7 +174,7 @@ async def test_why_a_call_was_not_shared_is_in_the_debug_log(
     await asyncio.gather(*[bodies(session, 1, server.url, headers={"traceparent": trace}) for trace in "ab"])
     assert session.stats["unshared"] == {"vary: traceparent": 1}
     messages = [record.message for record in caplog.records if record.name == "aiohttp_reduce"]
-    assert messages == [f"GET {server.url}: not shared (vary: traceparent)"]
+    assert messages == [f"GET {server.url.removeprefix('http://')}: not shared (vary: traceparent)"]
 
 
 # On the server's page.

@@ -152,28 +152,51 @@ def test_what_is_looked_at_once_a_stream_flows_is_not_told_to_another(form: str,
     assert findings.broken == 1
 
 
-@pytest.mark.parametrize("look", [look for look in leaks_outgoing.LOOKS if look not in {"method", "user"}])
+def calls_in_turn(kind: Kind, calls: list[Call], *, traced: bool) -> Findings:
+    """Make these calls while the first one waits, and look at what they are told."""
+    hunt = Hunt([kind], random.Random(1), "in turn", tricks=False, traced=float(traced))
+    comes = [(0.001 * number, call) for number, call in enumerate(calls)]
+    findings = run_virtually(lambda loop: leaks_outgoing.hunt_among(loop, hunt, comes))
+    assert findings.whole == len(calls)
+    assert not findings.foreign
+    assert not findings.wrong
+    return findings
+
+
+@pytest.mark.parametrize("look", [look for look in leaks_outgoing.LOOKS if look not in {"method", "user", "line"}])
 @pytest.mark.parametrize("form", leaks_outgoing.FORMS)
 @pytest.mark.parametrize("through", ["gateway", "own"])
 def test_a_call_is_told_the_secret_of_its_exact_match_alone(through: str, form: str, look: str) -> None:
-    users = ("u1", "u2", "u1", "u2")
     calls = []
-    for number, user in enumerate(users):
+    for user in ("u1", "u2", "u1", "u2"):
         own = {"user": user, "cookie": user} if through == "own" else {}
         session = "gateway" if through == "gateway" else user
-        calls.append((0.001 * number, Call(session, 0, {**own, look: user})))
-    hunt = Hunt([Kind((look,), form)], random.Random(1), "of one look", tricks=False)
-    findings = run_virtually(lambda loop: leaks_outgoing.hunt_among(loop, hunt, calls))
-    assert findings.whole == 4
-    assert not findings.foreign
-    assert not findings.wrong
-    assert findings.reduced >= 1
+        calls.append(Call(session, 0, {**own, look: user}))
+    assert calls_in_turn(Kind((look,), form), calls, traced=True).reduced >= 1
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("form", leaks_outgoing.FORMS)
+def test_calls_that_differ_in_their_session_alone_are_apart(form: str, traced: bool) -> None:
+    calls = [Call(twin, 0, {}) for twin in leaks_outgoing.TWINS * 2]
+    assert calls_in_turn(Kind(("line",), form), calls, traced=traced).reduced >= 2
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("first", ["GET", "HEAD"])
+def test_a_call_for_a_head_and_one_for_the_whole_are_two(first: str, traced: bool) -> None:
+    methods = {"GET": "HEAD", "HEAD": "GET"}
+    # What the last one asks for flies with the other method, and not under the target of its own.
+    asked = [(first, "u1"), (first, "u2"), (methods[first], "u1"), (methods[first], "u3"), (methods[first], "u2")]
+    calls = [Call("gateway", 0, {"method": method, "token": user}) for method, user in asked]
+    assert calls_in_turn(Kind(("method", "token")), calls, traced=traced).reduced == 0
 
 
 def test_no_foreign_secret_among_random_requests() -> None:
     found = leaks.incoming(400, seed=7)
     assert not found.foreign
     assert not found.wrong
+    assert not found.hung
     assert found.reduced > leaks.LEAST_REDUCED * found.requests, "or this shows nothing"
 
 
@@ -181,4 +204,5 @@ def test_no_foreign_secret_among_random_calls() -> None:
     found = leaks.outgoing(400, seed=7)
     assert not found.foreign
     assert not found.wrong
+    assert not found.hung
     assert found.reduced > leaks.LEAST_REDUCED * found.requests, "or this shows nothing"

@@ -289,6 +289,16 @@ async def test_endless_types_are_unshared(serve: Start, content_type: str) -> No
     assert server.figure("unshared") == {"stream": 2}
 
 
+async def test_a_second_line_of_content_type_is_looked_at_too(serve: Start) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        response = web.Response(body=b"data: 1\n\n", content_type="text/plain")
+        response.headers.add("Content-Type", "Text/Event-Stream; charset=utf-8")
+        return response
+
+    _, server = await herd(serve, handler)
+    assert server.figure("unshared") == {"stream": 2}
+
+
 async def test_raised_stays_raised_and_returned_stays_returned(serve: Start) -> None:
     seen: list[Any] = []
 

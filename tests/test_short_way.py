@@ -95,6 +95,32 @@ def test_a_clone_that_comes_to_the_first_door_again_is_not_taken_for_what_aiohtt
     run_virtually(main)
 
 
+@pytest.mark.parametrize("outers", [[], [outer]], ids=["first", "within"])
+def test_who_has_waited_at_one_door_does_not_wait_at_a_second_one_of_the_same_object(outers: list[Any]) -> None:
+    async def says(request: web.Request) -> web.Response:
+        await asyncio.sleep(1)
+        return web.Response(headers={"Cache-Control": "no-store"})
+
+    middleware = reduce_middleware()
+
+    @web.middleware
+    async def again(request: web.Request, handler: Any) -> Any:
+        twin = request.clone(rel_url="/within")
+        assert (twin.method, twin.rel_url.path, len(twin.headers)) == ("GET", "/within", 1)
+        assert twin.match_info.http_exception is None
+        return await middleware(twin, handler)
+
+    async def main(loop: VirtualLoop) -> None:
+        door = Door(loop, middleware, says, outer=outers, inner=[again])
+        await door.get()
+        await asyncio.sleep(1)
+        began = loop.time()
+        await asyncio.gather(*[door.get() for _ in range(5)])
+        assert loop.time() - began == pytest.approx(2)  # one second for the first, one for all others at once
+
+    run_virtually(main)
+
+
 @pytest.mark.parametrize("writes", ["item", "attribute"])
 def test_what_a_resource_wrote_into_the_request_counts(writes: str) -> None:
     class Marks(web.PlainResource):

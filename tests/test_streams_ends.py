@@ -29,7 +29,7 @@ from .streaming import (
 )
 
 # How often each way to end is gone through on one server.
-ROUNDS = int(os.environ.get("ROUNDS", "25"))
+ROUNDS = int(os.environ.get("ROUNDS", "8"))
 PIECE = 0x8000
 KINDS = ["written by the handler", "a body that can be read once"]
 FRAMINGS = ["chunked", "Content-Length", "HTTP/1.0"]

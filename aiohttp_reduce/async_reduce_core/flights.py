@@ -59,8 +59,13 @@ NOBODY: Final[Any] = types.MappingProxyType({})
 class Waiter(Generic[T]):
     """A follower that may take over, and that may wait for several flights at once.
 
-    `arrived` is the time at which it came, by the table's clock. Subclasses say in `can_lead` whether the
-    waiter could execute now.
+    Await its `future`: it has the outcome of the first flight that ends, or a `Wake`, or raises what the flight
+    failed with. Subclasses say in `can_lead` whether the waiter could execute now.
+
+    - `loop`: the event loop of the flights.
+    - `arrived`: the time at which it came, by the table's clock, in seconds.
+
+    After `Wake.PROMOTED`, `promotion` has the flight that this waiter leads, and the generation that it leads as.
     """
 
     promotion: "tuple[Flight[T], int] | None" = None
@@ -110,9 +115,15 @@ class Waiter(Generic[T]):
 class Flight(Generic[T]):
     """One execution and everybody who waits for it.
 
-    `subject` is whatever the table's user compares or shows of the one who leads. `opened` and `closes` are
-    times of the table's clock: nobody may join from `closes` on. Those who wait stand in `waiters`, by the
-    future that wakes them; the value is None for one that can never lead.
+    - `table`: where it stands.
+    - `key`: under which it stands there.
+    - `subject`: whatever the table's user compares or shows of the one who leads.
+    - `opened`: the time at which it began, by the table's clock, in seconds.
+    - `closes`: the time from which on nobody may join, by the same clock. (Whoever looks it up compares.)
+
+    Those who wait stand in `waiters`, by the future that wakes them; the value is None for one that can never lead.
+    `generation` is that of the lead: each takeover adds one, and an end that an older one brings does nothing.
+    `outcome` is `PENDING` until there is one, `under_way` tells whether it has not ended.
     """
 
     # Most flights end alone: what they do not need stands here, once (0.3 us a flight instead of 1.0).
@@ -134,7 +145,11 @@ class Flight(Generic[T]):
         self.closes = closes
 
     def join(self, waiter: Waiter[T], deadline: float = _NEVER) -> None:
-        """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed."""
+        """Subscribe a waiter; at `deadline` it is woken with `Wake.OVERDUE` and stays subscribed.
+
+        - `waiter`: whoever joins.
+        - `deadline`: a time of the table's clock, in seconds. Default: none.
+        """
         waiters = self.waiters
         if waiters is NOBODY:
             waiters = self.waiters = {}
@@ -275,7 +290,10 @@ class Flight(Generic[T]):
 class FlightTable(Generic[T]):
     """The flights of one event loop, by key; at most one of them is open for a key.
 
-    `clock` gives seconds and must not go backwards; it is the clock of every time in the table.
+    - `loop`: the event loop that its futures and timers are of.
+    - `clock`: gives seconds and must not go backwards; it is the clock of every time in the table.
+
+    `flights` is the dict of them: look a key up there, and join what you find if it is `under_way`.
     """
 
     __slots__ = ("clock", "flights", "loop")

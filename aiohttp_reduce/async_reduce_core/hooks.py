@@ -19,8 +19,23 @@ OTHER: Final = "(other)"
 class BaseHooks:
     """The five calls, each doing nothing; subclass and override what you need.
 
-    `coro` is the coroutine of the call (on the HTTP sides, its request). `ident` is the identity: the explicit
-    one as given, or a `str` such as `package.module:function(<state_hash:N>)`.
+    `coro` is the coroutine of the call; on the HTTP sides its request, `web.Request` or `aiohttp.ClientRequest`.
+    `ident` is the identity: the explicit one as given, or a `str` such as
+    `package.module:function(<state_hash:N>)`; on the HTTP sides `GET http://example.org/path?query`.
+
+    For each call there is `on_apply_for`, then one of `on_executing_for` and `on_reducing_for`; for each execution, at
+    its end, one of `on_result_for` and `on_exception_for`, with the `coro` that executed. (On the HTTP sides, who has
+    waited and then runs by itself after all is executing too.) They are plain functions, called in the event loop, so
+    they should be quick. One that raises is logged, and the call goes on.
+
+    Example::
+
+        import logging
+        from aiohttp_reduce.hooks import BaseHooks
+
+        class LogFailures(BaseHooks):
+            def on_exception_for(self, coro, ident, exception):
+                logging.warning("%s: %r", ident, exception)
     """
 
     def on_apply_for(self, coro: Any, ident: Any) -> None:
@@ -39,7 +54,7 @@ class BaseHooks:
         """The execution raised; called once for a flight."""
 
     def __and__(self, other: "BaseHooks") -> "MultipleHooks":
-        """Both hooks, one after the other."""
+        """Both hooks, one after the other: `DebugHooks() & StatisticsOverallHooks()`."""
         if not isinstance(other, BaseHooks):
             return NotImplemented
         mine = self.hooks_list if isinstance(self, MultipleHooks) else [self]
@@ -70,7 +85,10 @@ def guarded(hook: Callable[..., None], *args: Any) -> None:
 
 
 class MultipleHooks(BaseHooks):
-    """Several hooks as one, called in order; made by `a & b`."""
+    """Several hooks as one, called in order; made by `a & b`. One that raises is logged, the others are called.
+
+    `hooks_list` is the list of them, and `len()` their number. Raises TypeError for what are no hooks.
+    """
 
     def __init__(self, *hooks: BaseHooks) -> None:
         for hook in hooks:
@@ -105,7 +123,10 @@ class MultipleHooks(BaseHooks):
 
 
 class DebugHooks(BaseHooks):
-    """Prints a line for each call to `stream` (default: `sys.stderr` as it is at that moment)."""
+    """Prints a line for each of the five calls, such as `[IDENT] reducing for CORO`.
+
+    - `stream`: a text file that is open for writing. Default: `sys.stderr` as it is at that moment.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
@@ -130,7 +151,10 @@ class DebugHooks(BaseHooks):
 
 
 class StatisticsOverallHooks(BaseHooks):
-    """Four counts: `total` calls, `executed` results, `reduced` calls that joined, `errors` raised."""
+    """Four counts: `total` calls, `executed` results, `reduced` calls that joined, `errors` raised.
+
+    `str()` gives `Stats(total=4, executed=2, reduced=1, errors=1)`.
+    """
 
     def __init__(self) -> None:
         self.total = 0
@@ -155,9 +179,13 @@ class StatisticsOverallHooks(BaseHooks):
 
 
 class StatisticsDetailHooks(BaseHooks):
-    """The four counts by name: `module:qualname` of the function, or what the HTTP sides name a request.
+    """The four counts by name, each a `collections.Counter`: `total`, `executed`, `reduced`, `errors`.
 
-    Here `executed` counts executions that were started. Of each count there are 1,000 names, then `(other)`.
+    The name is `module:qualname` of the function; on the server the route's pattern (`/users/{id}`), on the client
+    method and host (`GET example.org`). Here `executed` counts executions that were started. Of each count there are
+    1,000 names, then `(other)`.
+
+    `str()` gives a heading for each count and, below it, its names and numbers, the highest first.
     """
 
     def __init__(self) -> None:

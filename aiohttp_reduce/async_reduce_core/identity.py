@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 
 class NamedIdent(str):
-    """An identity as hooks see it: readable, with the name that its figures are counted under."""
+    """An identity as hooks see it: a readable str, with the `name` that its figures are counted under."""
 
     __slots__ = ("name",)
     name: str

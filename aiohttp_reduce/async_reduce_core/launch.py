@@ -15,6 +15,7 @@ class _Pause:
 
 
 PAUSE: Final = _Pause()
+"""Awaiting it gives way to the event loop once; what `launch` looks for."""
 
 
 def launch(loop: asyncio.AbstractEventLoop, execution: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":

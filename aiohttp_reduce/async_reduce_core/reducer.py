@@ -25,8 +25,27 @@ logger = logging.getLogger(__name__)
 class AsyncReducer:
     """Calls take a coroutine and return an awaitable of the result that it shares with all identical calls.
 
-    `hooks`: an object with the methods of `BaseHooks`, told of every call. Raises TypeError otherwise.
-    One reducer may be used from many event loops and threads: flights of different loops never meet.
+    One reducer may be used from many event loops and threads: flights of different loops never meet, nor do those of
+    different reducers.
+
+    - `hooks`: an object with the methods of `BaseHooks`, told of every call. Default: nobody is told.
+
+    Raises TypeError for any other `hooks`.
+
+    Example::
+
+        from aiohttp_reduce.hooks import StatisticsOverallHooks
+
+        figures = StatisticsOverallHooks()
+        reduce = AsyncReducer(hooks=figures)
+
+        async def fetch(key: str) -> str:
+            await asyncio.sleep(0.01)
+            return f"value of {key}"
+
+        async def main() -> None:
+            await asyncio.gather(reduce(fetch("a")), reduce(fetch("a")))
+            print(figures)  # Stats(total=2, executed=1, reduced=1, errors=0)
     """
 
     __slots__ = ("_hooks", "_tables")
@@ -39,12 +58,16 @@ class AsyncReducer:
     def __call__(self, coro: Coroutine[Any, Any, T], *, ident: Hashable = None) -> "asyncio.Future[T]":
         """Join the flight of `ident`, or start `coro` in a task of its own; returns at once.
 
-        Without `ident`, calls are identical if they are of the same function with equal arguments of equal
-        types. A coroutine that joins is closed. The awaitable may be cancelled without harm to the others,
-        and may be dropped: the coroutine runs all the same.
+        - `coro`: a coroutine that has not started. One that joins is closed, and does not run.
+        - `ident`: what identifies the call; hashable, compared with its type. None, the default: calls are identical
+          if they are of the same function with equal arguments of equal types (`f(1)` and `f(True)` are not); what
+          cannot be hashed in a closure is compared by `is`.
 
-        Raises TypeError for an unhashable argument or ident (the coroutine stays usable), and RuntimeError
-        where no event loop runs.
+        Returns a future of what the coroutine returns or raises. It may be cancelled without harm to the others, and
+        may be dropped: the coroutine runs all the same.
+
+        Raises TypeError for what is no such coroutine and for an unhashable argument or ident (the coroutine stays
+        usable), and RuntimeError where no event loop runs.
         """
         if ident is None:
             key = coroutine_key(coro)
@@ -89,8 +112,10 @@ class AsyncReducer:
     def forget(self, ident: Hashable | Coroutine[Any, Any, Any]) -> bool:
         """Let the next call for `ident` start anew; whoever already waits keeps the old flight.
 
-        A coroutine stands for its automatic identity, and is closed. Returns whether there was a flight in
-        the running loop. Raises TypeError for an unhashable ident.
+        - `ident`: as it was given to the call; or a coroutine, which stands for its automatic identity, and is closed.
+
+        Returns whether there was a flight in the running loop. Raises TypeError for an unhashable ident, and
+        RuntimeError where no event loop runs.
         """
         coro = ident if isinstance(ident, Coroutine) else None
         key = explicit_key(ident) if coro is None else coroutine_key(coro)
@@ -139,15 +164,43 @@ def _fail(flight: Flight[Any], coro: Coroutine[Any, Any, Any], exception: BaseEx
 
 
 async_reduce = AsyncReducer()
-"""A reducer for the whole process, without hooks."""
+"""A reducer for the whole process, without hooks: an `AsyncReducer`, and called as one.
+
+It takes, returns and raises what `AsyncReducer.__call__` does; `async_reduce.forget(ident)` is there too.
+
+Example::
+
+    async def fetch(key: str) -> str:
+        await asyncio.sleep(0.01)
+        return f"value of {key}"
+
+    async def main() -> None:
+        await asyncio.gather(async_reduce(fetch("a")), async_reduce(fetch("a")))  # once
+        await async_reduce(fetch("b"), ident="b")  # says what identifies the call
+        async_reduce.forget("b")
+"""
 
 
 def async_reduceable(
     reducer: AsyncReducer = async_reduce,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
-    """Decorate a coroutine function so that each call goes through `reducer`.
+    """Decorate a coroutine function so that each call goes through `reducer`; its signature stays.
 
-    Write `@async_reduceable()` or `@async_reduceable(reducer)`. Raises TypeError for anything but a reducer.
+    Write `@async_reduceable()` or `@async_reduceable(reducer)`.
+
+    - `reducer`: an `AsyncReducer`; `async_reduce` by default.
+
+    Raises TypeError for anything but a reducer. A call raises TypeError for an unhashable argument.
+
+    Example::
+
+        @async_reduceable()
+        async def price_of(product: str) -> int:
+            await asyncio.sleep(0.01)
+            return 42
+
+        async def main() -> None:
+            await asyncio.gather(price_of("apple"), price_of("apple"))  # runs once
     """
     if not callable(reducer) or not hasattr(reducer, "forget"):
         raise TypeError(

@@ -15,7 +15,7 @@ from aiohttp.client_middlewares import ClientHandlerType
 
 from .. import _aiohttp
 from ..async_reduce_core import PENDING, Waiter, Wake
-from ..stats import Counters, Unshared
+from ..stats import Counters, Unshared, worded
 from .flights import OutgoingFlight, OutgoingTable, target_of
 from .flying import start
 from .outcomes import Failure, Outcome, Shared
@@ -176,8 +176,9 @@ class Call(Waiter[Outcome]):
         """Send the request by itself, after having waited for an answer that may not be shared with it."""
         counters, settings, request = self.counters, self.settings, self.request
         counters.count_unshared(reason, name)
-        detail = "" if name is None else f": {name}"
-        logger.debug("%s %s: not shared (%s%s)", request.method, request.url, reason, detail)
+        if logger.isEnabledFor(logging.DEBUG):
+            host = request.url.host_port_subcomponent
+            logger.debug("%.80s %.300s: not shared (%s)", request.method, host, worded(reason, name))
         settings.tell("on_executing_for", request)
         counters.late += 1
         try:

@@ -5,6 +5,7 @@ flight or join one.
 """
 
 import asyncio
+import logging
 from asyncio import AbstractEventLoop
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from .calls import Call
 from .flights import OutgoingTable, Place, place_of
 from .settings import Settings
 
+logger = logging.getLogger("aiohttp_reduce")
+
 MAX_HOSTS: Final = 1_000
 _EVENT_STREAM: Final = "text/event-stream"
 
@@ -27,7 +30,7 @@ _EVENT_STREAM: Final = "text/event-stream"
 class ReduceClientMiddleware:
     """A client middleware object; made by `reduce_client_middleware()`, which says what its arguments mean.
 
-    It may be used in several sessions and event loops: none of them share a flight.
+    It may be used in several sessions and event loops: none of them share a flight. The figures are those of all.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,13 +43,20 @@ class ReduceClientMiddleware:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """The figures as they are now, those of each host under `hosts`."""
+        """The figures as they are now, those of each host under `hosts`.
+
+        A new dict each time; what its keys count stands at `aiohttp_reduce.stats`.
+        """
         return self._stats.as_dict()
 
     def forget(self, url: str | URL) -> None:
         """Let the next request for this URL be sent anew, whatever its query.
 
-        Whoever already waits keeps the old flight. Raises TypeError or ValueError for anything but an absolute URL.
+        Whoever already waits keeps the old flight.
+
+        - `url`: an absolute URL, str or `yarl.URL`.
+
+        Raises TypeError or ValueError for anything else.
         """
         if not isinstance(url, (str, URL)):
             raise TypeError(f"url takes an absolute URL, str or yarl.URL, got {url!r}")
@@ -125,6 +135,9 @@ class ReduceClientMiddleware:
         self, request: ClientRequest, handler: ClientHandlerType, counters: Counters, reason: Bypass
     ) -> ClientResponse:
         counters.count_bypass(reason)
+        if logger.isEnabledFor(logging.DEBUG):
+            host = request.url.host_port_subcomponent
+            logger.debug("%.80s %.300s: not considered (%s)", request.method, host, reason)
         if request.method in SAFE_METHODS:
             return await handler(request)
         try:

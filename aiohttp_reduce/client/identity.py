@@ -11,7 +11,10 @@ from .. import _aiohttp
 from ..headers import TRACING_HEADERS, Names
 
 DEFAULT_IGNORE_HEADERS: Final = TRACING_HEADERS
-"""Request headers that are left out of the identity of outgoing requests; a trailing `*` stands for any ending."""
+"""Request headers that are left out of the identity of outgoing requests; a trailing `*` stands for any ending.
+
+The default of `ignore_headers` on the client: what names one request in a trace. All others are compared.
+"""
 
 # Names of headers remembered with whether they count; an application may make up any number of them.
 _MAX_NAMES: Final = 1024

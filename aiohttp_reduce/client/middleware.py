@@ -23,19 +23,37 @@ def reduce_client_middleware(
 ) -> ReduceClientMiddleware:
     """Make a client middleware that sends identical requests in flight once: `ClientSession(middlewares=[...])`.
 
-    It must stand last, next to the wire: further out it lets every request pass. Requests are identical if they agree
-    in session, method, URL, headers, proxy, TLS options, and the options of the call that say how the answer is read.
+    It must stand last, next to the wire: further out it lets every request pass, and counts it as bypassed. Requests
+    are identical if they agree in session, method, URL, headers, proxy, TLS options, and the options of the call that
+    say how the answer is read.
 
-    - `methods`: the methods that are reduced; safe ones only.
-    - `ignore_headers`: names of request headers that are left out, a trailing `*` standing for any ending. They
-      replace `DEFAULT_IGNORE_HEADERS`; write `DEFAULT_IGNORE_HEADERS | {...}`.
-    - `max_age`: seconds for which a request in flight is joined by others.
-    - `max_wait`: seconds that a call waits for another one's head before it also joins, or starts, a younger flight.
+    - `methods`: the methods that are reduced, in any case; GET and HEAD by default. Only safe ones (RFC 9110, 9.2.1)
+      are taken: GET, HEAD, OPTIONS, TRACE, QUERY.
+    - `ignore_headers`: names of request headers that are left out of the identity, a trailing `*` standing for any
+      ending. They replace `aiohttp_reduce.client.DEFAULT_IGNORE_HEADERS`, the tracing ones; to add to it, write
+      `DEFAULT_IGNORE_HEADERS | {...}`. What an answer's Vary names keeps requests apart all the same.
+    - `max_age`: seconds for which a request in flight is joined by others; a later call sends its own. 5 by default;
+      `math.inf` for as long as it takes.
+    - `max_wait`: seconds that a call waits for another one's head before it also joins, or starts, a younger flight;
+      the first head wins. 30 by default; `math.inf` for as long as it takes.
     - `max_buffer`: bytes of a body that are kept for those who may still join, and by which the fastest reader may
-      be ahead of the slowest; `max_buffer_total`: bytes that all bodies of this object may keep together.
-    - `hooks`: told of each request, with the `aiohttp.ClientRequest` in place of the coroutine.
+      be ahead of the slowest. 4 MiB by default.
+    - `max_buffer_total`: bytes that all bodies of this object may keep together, in one event loop. 64 MiB by
+      default.
+    - `hooks`: told of each request, with the `aiohttp.ClientRequest` in place of the coroutine and an identity such
+      as `GET http://example.org/path?query`; see `aiohttp_reduce.hooks.BaseHooks`. Default: nobody is told.
 
-    Raises TypeError or ValueError for a wrong argument, naming it and what it takes.
+    Returns the client middleware, an object with the figures and `forget`. Raises TypeError or ValueError for a wrong
+    argument, naming it and what it takes.
+
+    Example::
+
+        reducer = reduce_client_middleware(max_age=1.0)
+
+        async def main() -> None:
+            async with aiohttp.ClientSession(middlewares=[reducer]) as session:
+                ...
+            print(reducer.stats["reduced"])  # 0
     """
     check_hooks(hooks, "hooks")
     return ReduceClientMiddleware(

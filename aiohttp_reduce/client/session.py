@@ -39,17 +39,39 @@ _OWN: Final = frozenset({"_is_closed", "_owns", "_reducer", "_session"})
 
 
 class ReducingClientSession(_Base):
-    """A client session that sends identical requests in flight once.
+    """A client session that sends identical requests in flight once, used in the place of `aiohttp.ClientSession`.
 
-    - `base_url` and whatever else `aiohttp.ClientSession` takes: for a session of its own.
+    - `base_url`: as `aiohttp.ClientSession` has it, for a session of its own.
     - `session`: one that is there already, instead; `close()` then leaves it open, and calls that are made with it
       directly are not reduced.
-    - `methods`, `ignore_headers`, `max_age`, `max_wait`, `max_buffer`, `max_buffer_total`, `hooks`: as
-      `reduce_client_middleware()` has them.
+    - `methods`: the methods that are reduced; GET and HEAD by default. Only safe ones are taken.
+    - `ignore_headers`: request headers that are left out of the identity, in the place of
+      `aiohttp_reduce.client.DEFAULT_IGNORE_HEADERS`.
+    - `max_age`: seconds for which a request in flight is joined by others. 5 by default.
+    - `max_wait`: seconds that a call waits for another one's head before it also joins, or starts, a younger request.
+      30 by default.
+    - `max_buffer`: bytes of a body that are kept for latecomers, and by which the fastest reader may be ahead of the
+      slowest. 4 MiB by default.
+    - `max_buffer_total`: bytes that all bodies of this session may keep together. 64 MiB by default.
+    - `hooks`: told of each request.
+    - `**session_arguments`: whatever else `aiohttp.ClientSession` takes, for a session of its own.
 
-    `get`, `head` and `request` take `reduce=False` for a call that is to be sent by itself. Everything else is as
-    `aiohttp.ClientSession` has it, attributes that are set included. Raises TypeError or ValueError for a wrong
-    argument, and TypeError for `session` together with arguments for a session.
+    What these mean in full stands at `reduce_client_middleware`. `get`, `head` and `request` take `reduce=False` for
+    a call that is to be sent by itself. Everything else is as `aiohttp.ClientSession` has it, attributes that are
+    set included; to type checkers this is one, to `isinstance` it is not.
+
+    Each caller gets its own `aiohttp.ClientResponse`, with its own timeouts. Beside aiohttp's own exceptions, a reader
+    that held up others for too long is told so by `aiohttp.ClientPayloadError`.
+
+    Raises TypeError or ValueError for a wrong argument, and TypeError for `session` together with arguments for a
+    session.
+
+    Example::
+
+        async def fetch(url: str) -> bytes:
+            async with ReducingClientSession(max_age=1.0) as session:
+                async with session.get(url) as response:
+                    return await response.read()
     """
 
     __slots__ = ("__weakref__", *_OWN)
@@ -109,17 +131,21 @@ class ReducingClientSession(_Base):
     else:
 
         def request(self, method: str, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
-            """Perform an HTTP request; with `reduce=False`, by itself."""
+            """Perform an HTTP request; with `reduce=False`, by itself.
+
+            Takes and returns what `aiohttp.ClientSession` does: await it, or enter it with `async with`, for a
+            response. Raises RuntimeError once this is closed.
+            """
             return self._call("request", (method, url), kwargs, reduce=reduce)
 
         def get(self, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
-            """Perform an HTTP GET request; with `reduce=False`, by itself."""
+            """Perform an HTTP GET request, as `request`; with `reduce=False`, by itself."""
             if reduce and self._owns and "middlewares" not in kwargs:
                 return self._session.get(url, **kwargs)  # as `_call` does, for the most common case
             return self._call("get", (url,), kwargs, reduce=reduce)
 
         def head(self, url: StrOrURL, *, reduce: bool = True, **kwargs: Any) -> _RequestContextManager:
-            """Perform an HTTP HEAD request; with `reduce=False`, by itself."""
+            """Perform an HTTP HEAD request, as `request`; with `reduce=False`, by itself."""
             return self._call("head", (url,), kwargs, reduce=reduce)
 
         def options(self, url: StrOrURL, **kwargs: Any) -> _RequestContextManager:
@@ -177,14 +203,20 @@ class ReducingClientSession(_Base):
 
     @property
     def stats(self) -> dict[str, Any]:
-        """The figures as they are now, those of each host under `hosts`."""
+        """The figures as they are now, those of each host under `hosts`.
+
+        A new dict each time; what its keys count stands at `aiohttp_reduce.stats`.
+        """
         return self._reducer.stats
 
     def forget(self, url: StrOrURL) -> None:
         """Let the next request for this URL be sent anew, whatever its query.
 
-        It may be relative to `base_url`. Whoever already waits keeps the old flight. Raises TypeError or ValueError
-        for anything but a URL.
+        Call it after a change that did not go through this session. Whoever already waits keeps the old flight.
+
+        - `url`: str or `yarl.URL`; it may be relative to `base_url`.
+
+        Raises TypeError or ValueError for anything but a URL.
         """
         if isinstance(url, (str, URL)):
             url = _aiohttp.absolute_url(self._session, url)
@@ -201,7 +233,10 @@ class ReducingClientSession(_Base):
         return None if self._is_closed else self._session.connector
 
     async def close(self) -> None:
-        """Close the session, if it is our own. Whoever waits or reads then fails as aiohttp has it."""
+        """Close the session, if it is our own. Whoever waits or reads then fails with aiohttp's own errors.
+
+        One that was given is left open; only this object is closed then.
+        """
         if self._owns:
             if not self._session.closed and self._session.connector_owner:
                 await self._reducer.hang_up(self._session)
@@ -210,7 +245,7 @@ class ReducingClientSession(_Base):
             object.__setattr__(self, "_is_closed", True)
 
     def detach(self) -> None:
-        """Leave the connector open, and be closed."""
+        """Leave the connector open, and be closed: as `aiohttp.ClientSession` has it."""
         if self._owns:
             self._session.detach()
         else:

@@ -34,9 +34,14 @@ async def asks_for_stats(request: web.Request, path: str | None, access: Access)
 def local_only(request: web.BaseRequest) -> bool:
     """Whether the peer is a loopback address, the Host is loopback too, and no header tells of a proxy.
 
+    This is the default of `stats_access`; a function of your own may call it.
+
     The Host is compared so that a foreign web page cannot reach it under a name that it resolves to
-    127.0.0.1. HTTP/1.0 is what nginx speaks by default, with a Host of its own and no header that tells of it.
-    Otherwise a proxy on this machine that adds no header cannot be told from a local user.
+    127.0.0.1. HTTP/1.0 is refused: it is what nginx speaks by default, with a Host of its own and no header that
+    tells of it. Headers that tell of a proxy are Forwarded, `X-Forwarded-*`, X-Real-IP, Via, and those of the
+    client's address (X-Client-IP, True-Client-IP, CF-Connecting-IP, Fly-Client-IP).
+    **A proxy on this machine that adds none of them and speaks HTTP/1.1 with a loopback Host cannot be told from a
+    local user.**
     """
     if request.version < HttpVersion11:
         return False

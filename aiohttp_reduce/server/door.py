@@ -47,7 +47,7 @@ class ReduceMiddleware:
     """A middleware object; made by `reduce_middleware()`, which says what its arguments mean.
 
     It may be used in several applications, on several levels of sub-applications, and in several event loops:
-    none of them share a flight.
+    none of them share a flight. What is done in one (a write, `forget`) counts in all.
     """
 
     # What aiohttp looks for in a middleware of the current kind.
@@ -90,26 +90,43 @@ class ReduceMiddleware:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """The figures that `/_reduce/stats` shows, as they are now; those of watched sessions under `clients`."""
+        """The figures that `/_reduce/stats` shows, as they are now; those of watched sessions under `clients`.
+
+        A new dict each time; what its keys count stands at `aiohttp_reduce.stats`.
+        """
         return {**self._stats.as_dict(), "clients": self._clients.as_dict()}
 
     def watch(self, session: Watchable, *, name: str) -> None:
-        """Show the figures of an outgoing session too, under this name, for as long as the session object lives.
+        """Show the figures of an outgoing session too, for as long as the session object lives.
 
-        `session` is a `ReducingClientSession`, or the object that `reduce_client_middleware()` made. A name that is
-        taken stands for the new one from now on. Raises TypeError or ValueError for anything else.
+        - `session`: a `ReducingClientSession`, or the object that `reduce_client_middleware()` made. It is not kept
+          alive by this.
+        - `name`: printable text under which they are shown. One that is taken stands for the new session from now on.
+
+        Raises TypeError or ValueError for anything else.
         """
         self._clients.add(session, name)
 
     @never_reduce
     async def stats_handler(self, request: web.Request) -> web.Response:
-        """Answer with the figures as JSON. Mount it as a route of your own, behind your own access rules."""
+        """Answer with the figures as JSON. Mount it as a route of your own, behind your own access rules.
+
+        It lets everybody see them who comes by that route: `stats_access` is not asked. With `stats_path=None`::
+
+            middleware = reduce_middleware(stats_path=None)
+            app = web.Application(middlewares=[middleware])
+            app.router.add_get("/admin/reduce", middleware.stats_handler)
+        """
         return web.json_response(self.stats, headers={hdrs.CACHE_CONTROL: "no-store"})
 
     def forget(self, path: str) -> None:
         """Let the next request for this path run anew, whatever its query and Host.
 
-        `path` is the decoded path, as in `request.path`. Whoever already waits keeps the old flight.
+        Call it after a change that did not come as a request through this object: a job, another process. Whoever
+        already waits keeps the old flight.
+
+        - `path`: the decoded path without a query, as in `request.path`.
+
         Raises TypeError or ValueError for anything but a path.
         """
         if arguments.path("path", path) is None:
@@ -310,6 +327,9 @@ class ReduceMiddleware:
 
         if told:
             settings.tell("on_executing_for", request, known)
+        if flight is not None:
+            counters.count_unshared(Unshared.PASS_MARKER)
+            logger.debug("%.80s %s: not shared (%s)", method, known.name, Unshared.PASS_MARKER)
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
         run = RecordedHeaders()
@@ -322,12 +342,10 @@ class ReduceMiddleware:
         run.is_odd = True
         _aiohttp.lend(request, run, RecordedState(), settings.kept)
         # From here to the `try` nothing may fail: nobody would end the flight.
-        if flight is not None:
-            counters.count_unshared(Unshared.PASS_MARKER)
-        elif alone and certificate is None:
+        if alone and certificate is None:
             run.key_value = key_value
             flights[target] = run
-        else:
+        elif flight is None:
             arrival = arrival or Arrival(table, target, request, certificate, key_value, known)
             flight = table.open(arrival, now, elder)
         run.flight = flight
@@ -384,6 +402,7 @@ class ReduceMiddleware:
 
     async def _bypass(self, request: web.Request, handler: Handler, known: Route, reason: Bypass) -> web.StreamResponse:
         known.counters.count_bypass(reason)
+        logger.debug("%.80s %s: not considered (%s)", request.method, known.name, reason)
         if request.method not in arguments.SAFE_METHODS and request.match_info.http_exception is None:
             self._watch_write(request)
         return await handler(request)

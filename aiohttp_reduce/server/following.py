@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from .. import _aiohttp
 from ..async_reduce_core import PENDING, Flight, Waiter, Wake
-from ..stats import MAX_REASONS, Unshared
+from ..stats import MAX_REASONS, Unshared, worded
 from .late_run import LateRun
 from .leading import NobodyAnswersError, Settings, is_error
 from .reading import Reader
@@ -145,6 +145,7 @@ class Follower(Waiter[Outcome]):
             made = outcome.make()
         except Exception:
             logger.exception("cannot replay the answer to %s; the handler runs again", self.request.path)
+            counters.count_unshared(Unshared.RESPONSE_CLASS)
             return _REFUSED
         if outcome.is_stream:
             outcome.attach(self)
@@ -164,8 +165,7 @@ class Follower(Waiter[Outcome]):
         # A stranger may make up the name: each follower's is compared with a bounded number of others.
         if len(outcome.told) < MAX_REASONS and (reason, name) not in outcome.told:
             outcome.told += ((reason, name),)
-            detail = "" if name is None else f": {name}"
-            logger.debug("%s %s: not shared (%s%s)", self.request.method, self.route.name, reason, detail)
+            logger.debug("%.80s %s: not shared (%s)", self.request.method, self.route.name, worded(reason, name))
         if outcome.for_nobody_else:
             self.passes = self._set_pass_marker(outcome)
         elif reason is Unshared.VARY and name is not None:

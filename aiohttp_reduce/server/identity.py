@@ -21,10 +21,17 @@ DEFAULT_IGNORE_HEADERS: Final = frozenset({
     # Client address.
     "X-Forwarded-For", "X-Real-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "Fly-Client-IP",
 }) | TRACING_HEADERS  # fmt: skip
-"""Request headers that are left out of the identity; a trailing `*` stands for any ending."""
+"""Request headers that are left out of the identity; a trailing `*` stands for any ending.
+
+The default of `ignore_headers` of `aiohttp_reduce.reduce_middleware`: connection management, client noise, the client's
+address, and what names one request in a trace. Of Forwarded, which is not among them, host and proto are compared.
+"""
 
 DEFAULT_IGNORE_COOKIES: Final = frozenset({"_ga*", "_gid", "_gat*", "_gcl_*", "__utm*", "_fbp", "_pk_*", "_hj*"})
-"""Cookies of analytics that are left out of the identity; a trailing `*` stands for any ending."""
+"""Cookies of analytics that are left out of the identity; a trailing `*` stands for any ending.
+
+The default of `ignore_cookies` of `aiohttp_reduce.reduce_middleware`.
+"""
 
 # Names of request headers remembered with what to do with them. An attacker may send any number of names:
 # the memory is emptied when it is full.

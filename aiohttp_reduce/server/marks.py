@@ -18,7 +18,14 @@ def never_reduce(handler: F) -> F:
     """Mark a handler, a class-based view or one of its methods: its requests are never coalesced.
 
     Use it for handlers whose GETs do something, or that answer each client differently by what no header
-    says. Raises TypeError for what cannot be called.
+    says. The mark is found under decorators (`functools.wraps`), partials and methods too. Returns the handler
+    itself. Raises TypeError for what cannot be called.
+
+    Example::
+
+        @never_reduce
+        async def lottery(request: web.Request) -> web.Response:
+            return web.Response(text="a new ticket for each")
     """
     if not callable(handler):
         raise TypeError(f"never_reduce() takes a handler function or a View class, got {handler!r}")

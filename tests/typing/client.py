@@ -1,15 +1,19 @@
-"""What users see of the client under `mypy --strict`; checked, never run."""
+"""What users see of the client under `mypy --strict` and pyright; checked, never run."""
 
 from typing import Any, assert_type
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientSession, ClientTimeout
+from aiohttp.abc import AbstractCookieJar
 
 from aiohttp_reduce import ReducingClientSession, reduce_client_middleware, reduce_middleware
 from aiohttp_reduce.hooks import StatisticsOverallHooks
 
 
 def takes_a_session(session: ClientSession) -> None: ...
+
+
+def takes_a_middleware(middleware: aiohttp.ClientMiddlewareType) -> None: ...
 
 
 async def it_is_used_as_a_session() -> None:
@@ -30,7 +34,7 @@ async def it_is_used_as_a_session() -> None:
         assert_type(session.timeout, ClientTimeout)
         assert_type(session.closed, bool)
         assert_type(session.connector, aiohttp.BaseConnector | None)
-        assert_type(session.cookie_jar, aiohttp.abc.AbstractCookieJar)
+        assert_type(session.cookie_jar, AbstractCookieJar)
         assert_type(session.session, ClientSession)
         assert_type(session.stats, dict[str, Any])
         session.forget("/a")
@@ -48,8 +52,7 @@ async def the_middleware_is_one() -> None:
         await session.get("http://localhost/")
     reducer.forget("http://localhost/")
     reduce_middleware().watch(reducer, name="genuine")
-    takes: aiohttp.ClientMiddlewareType = reducer
-    assert_type(takes, aiohttp.ClientMiddlewareType)
+    takes_a_middleware(reducer)
 
 
 async def mistakes_are_found(session: ReducingClientSession, genuine: ClientSession) -> None:

@@ -1,4 +1,4 @@
-"""What users see of the core under `mypy --strict`; checked, never run."""
+"""What users see of the core under `mypy --strict` and pyright; checked, never run."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -16,6 +16,9 @@ from aiohttp_reduce.hooks import (
 
 async def fetch(url: str, *, retries: int = 0) -> bytes:
     return url.encode() * retries
+
+
+def takes_a_fetcher(fetcher: Callable[[str], Coroutine[Any, Any, bytes]]) -> None: ...
 
 
 class Service:
@@ -44,8 +47,7 @@ async def the_decorator_keeps_parameters(reducer: AsyncReducer) -> None:
     assert_type(await reduced("u", retries=2), bytes)
     assert_type(await async_reduceable(reducer)(fetch)("u"), bytes)
     assert_type(await Service().reduced(1), list[str])
-    takes: Callable[[str], Coroutine[Any, Any, bytes]] = reduced
-    assert_type(takes, Callable[[str], Coroutine[Any, Any, bytes]])
+    takes_a_fetcher(reduced)
 
 
 async def mistakes_are_found(reducer: AsyncReducer) -> None:
