@@ -185,8 +185,8 @@ def test_its_anchors_are_headings() -> None:
 
 
 async def test_the_debug_log_says_what_it_says(serve: Start, caplog: pytest.LogCaptureFixture) -> None:
-    line = "GET /report: not shared (set-cookie)"
-    assert f"`{line}`" in README
+    lines = ["GET /report: not shared (set-cookie)", "POST /report: not considered (method)"]
+    assert " and ".join([f"`{line}`" for line in lines]) in README
     gate = Gate()
 
     async def report(request: web.Request) -> web.Response:
@@ -200,7 +200,8 @@ async def test_the_debug_log_says_what_it_says(serve: Start, caplog: pytest.LogC
     await server.waiting(1)
     gate.open()
     await herd
-    assert [record.getMessage() for record in caplog.records if record.name == "aiohttp_reduce"] == [line]
+    await server.get("/report", method="POST")
+    assert [record.getMessage() for record in caplog.records if record.name == "aiohttp_reduce"] == lines
 
 
 def test_the_readme_names_every_option() -> None:
