@@ -1,1 +1,1 @@
-"""Small applications that show what aiohttp-reduce does. Each runs by itself: `python -m examples.basic`."""
+"""Small programs that show what aiohttp-reduce does, with one point each: `python -m examples.basic`."""

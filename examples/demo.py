@@ -42,8 +42,12 @@ class Scenario:
 
     @property
     def opening(self) -> "Scenario":
-        """As many quick requests as there are connections, which opens all of them."""
-        return Scenario("open connections", [f"/item/{n}" for n in range(1, self.at_once + 1)], self.at_once)
+        """As many quick requests as there are connections, which opens all of them.
+
+        They are for items that no scenario asks for: nobody may join what is left of them.
+        """
+        items = range(demo_app.SALES, demo_app.SALES - self.at_once, -1)
+        return Scenario("open connections", [f"/item/{n}" for n in items], self.at_once)
 
 
 @dataclass(frozen=True)

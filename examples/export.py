@@ -1,7 +1,8 @@
 """A slow export, streamed row by row: many ask for it at once or one after another, and it is made once.
 
 Try `python -m examples.export`, and from many terminals, whenever you like while it flows:
-`curl -iN http://127.0.0.1:8080/export.csv`. Each gets every row, from the first one on.
+`curl -iN http://127.0.0.1:8080/export.csv`. Each prints every row, from the first one on: who comes late prints those
+that have passed at once, and the others as they come.
 """
 
 import asyncio

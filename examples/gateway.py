@@ -3,8 +3,10 @@
 The middleware coalesces what clients ask. The session coalesces what handlers ask: different pages that need the same
 piece of data at the same moment fetch it once.
 
-Try `python -m examples.gateway http://127.0.0.1:8081/`, with any JSON service there that answers `/prices`.
-The figures of both sides are at http://127.0.0.1:8080/_reduce/stats.
+Try `python -m examples.gateway http://127.0.0.1:8081/`, with any service there that answers `/prices` with a JSON
+object of numbers by name, and `curl http://127.0.0.1:8080/cheapest` and `/total`: they print `{"cheapest": ...}` and
+`{"total": ...}`. `curl http://127.0.0.1:8080/_reduce/stats` prints the figures of both sides; those of the session are
+under `clients`.
 """
 
 import sys

@@ -1,6 +1,9 @@
 """One flight for each user: `key=` names the user whom an outer middleware has found out.
 
-Try `python -m examples.per_user_key`, then `curl -H "X-Api-Key: alice-phone" http://127.0.0.1:8080/orders`.
+Try `python -m examples.per_user_key`, and from many terminals at once
+`curl -H "X-Api-Key: alice-phone" http://127.0.0.1:8080/orders`, some of them as alice-laptop and bob-laptop. Each
+prints the orders of its own user. The same for `/_reduce/stats` prints the figures, with one run for each user: that
+page is behind the authentication, too.
 """
 
 import asyncio

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,7 @@ def test_what_cannot_be_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsy
     assert "varnish" in capsys.readouterr().out
 
 
-def test_the_table_of_the_readme_is_written_between_its_marks() -> None:
+def test_all_rows_are_written_between_their_marks() -> None:
     begin, end = "<!-- bench: `make pictures` writes this -->\n", "<!-- end of bench -->\n"
 
     written = markdown.written_into(f"before\n{begin}old\n{end}after\n", sample())
@@ -287,5 +288,50 @@ def test_the_table_of_the_readme_is_written_between_its_marks() -> None:
         markdown.written_into("before\nafter\n", sample())
 
 
-def test_the_readme_has_a_place_for_the_table() -> None:
-    assert markdown.written_into(markdown.README.read_text(), sample())
+def test_the_few_rows_are_written_between_their_marks_in_their_order() -> None:
+    record = sample()
+    record.rows[:0] = [
+        Row(what, ratios=[1.0]) for what in ("core: herd of 200", "client, distinct GETs: CPU", "others")
+    ]
+    record.rows.append(Row("distinct GETs: throughput", ratios=[1.0]))
+    record.rows.append(Row("client, herds of 64", missing="no such program"))
+    begin, end = "<!-- short: `make pictures` writes this -->\n", "<!-- end of short -->\n"
+
+    written = markdown.shortly_written_into(f"before\n{begin}old\n{end}after\n", record)
+
+    assert written.startswith(f"before\n{begin}\n| what ")
+    assert written.endswith(f"\n{end}after\n")
+    rows = [line.split(" (")[0] for line in written.splitlines() if "round)" in line]
+    assert rows == ["| distinct GETs: throughput", "| client, distinct GETs: CPU"]
+    assert markdown.shortly_written_into(written, record) == written
+    with pytest.raises(ValueError, match="no place for the table"):
+        markdown.shortly_written_into("before\nafter\n", record)
+
+
+def test_the_documents_have_a_place_for_the_tables() -> None:
+    assert markdown.written_into(markdown.FIGURES.read_text(encoding="utf-8"), sample())
+    assert markdown.shortly_written_into(markdown.README.read_text(encoding="utf-8"), sample())
+
+
+def test_both_tables_are_written_into_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample().save(tmp_path / "run.json")
+    figures, readme = tmp_path / "figures.md", tmp_path / "README.md"
+    for path, source in ((figures, markdown.FIGURES), (readme, markdown.README)):
+        path.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = ["--data", str(tmp_path / "run.json"), "--figures", str(figures), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["markdown", *arguments])
+
+    assert markdown.main() == 0
+
+    assert "- a machine\n" in figures.read_text(encoding="utf-8")
+    assert " rounds)" not in readme.read_text(encoding="utf-8")
+
+
+def test_the_readme_has_every_one_of_its_few_rows_as_the_figures_have_it() -> None:
+    rows, all_rows = (
+        [line for line in path.read_text(encoding="utf-8").splitlines() if " round" in line and line.startswith("| ")]
+        for path in (markdown.README, markdown.FIGURES)
+    )
+
+    assert [row for row in rows if row not in all_rows] == []
+    assert [begin for begin in markdown.FEW if not any(row.startswith(f"| {begin}") for row in rows)] == []
