@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	$(BIN)/python -m pytest --numprocesses=3
 
 check: lint types docs matrix
 
@@ -37,7 +37,7 @@ bench: $(VENV)/.bench
 	-@$(BIN)/python -m bench.install
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# The pictures and the table of the README, of the data of the latest `make bench`, or of DATA=FILE.
+# The pictures and the tables of README.md and docs/figures.md, of the data of the latest `make bench`, or of DATA=FILE.
 pictures: $(VENV)/.pictures
 	$(BIN)/python -m bench.pictures $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m bench.markdown $(if $(DATA),--data $(DATA))

@@ -7,6 +7,7 @@ comes over the wire, what the handler and an outer middleware see, and what the 
 import array
 import asyncio
 import contextvars
+import functools
 import io
 import logging
 import re
@@ -250,6 +251,7 @@ def writes(
     return handler
 
 
+@functools.cache
 def large(size: int) -> bytes:
     """So many bytes that can be compressed, but not to nothing."""
     return b"".join(b"%d," % number for number in range(size // 4))[:size].ljust(size, b".")

@@ -431,7 +431,7 @@ async def test_a_block_that_is_late_and_cancelled_at_once_is_cancelled() -> None
     task: Any = None
 
     async def test() -> None:
-        async with holding(reduce_middleware(), timeout=0) as held:
+        async with holding(reduce_middleware(), timeout=0):
             asyncio.get_running_loop().call_later(0, lambda: task.cancel())
             await asyncio.Event().wait()
 
