@@ -58,7 +58,7 @@ async def run(where: str, blocks: list[tuple[str, bool]], **given: Any) -> dict[
     """Run the blocks in order, in one namespace; then `main()`, if there is one."""
     module = types.ModuleType("page")
     names = vars(module)
-    names.update(asyncio=asyncio, aiohttp=aiohttp, web=web, **given)
+    names.update(given)
     for number, (code, runs) in enumerate(blocks, 1):
         place = f"{where}, block {number}"
         if runs:
@@ -97,7 +97,9 @@ async def test_the_code_of_a_page_runs(
 async def test_blocks_of_a_page_share_names_and_main_is_awaited() -> None:
     page = """
 ```python
-seen = [asyncio, aiohttp, web]
+import asyncio
+
+seen = []
 ```
 
 - in a list:
@@ -118,14 +120,15 @@ not python
 ```
 """
     names = await run("page", blocks_of(page))
-    assert names["seen"] == [asyncio, aiohttp, web, "main"]
+    assert names["seen"] == ["main"]
 
 
 @pytest.mark.one_loop
 @pytest.mark.parametrize(
     ("page", "error"),
     [
-        ("```python\nasyncio.nothing\n```", AttributeError),
+        ("```python\nasyncio.run\n```", NameError),  # a page imports what it uses
+        ("```python\nimport asyncio\nasyncio.nothing\n```", AttributeError),
         ("```python no-run\nnot Python!\n```", SyntaxError),
         ("```python norun\n1\n```", AssertionError),
         ("```python\nasync def main():\n    1 / 0\n```", ZeroDivisionError),
@@ -233,6 +236,7 @@ async def test_the_example_of_a_docstring_runs(name: str, docstring: str, capsys
     blocks = re.findall(r"::\n\n((?:(?: {4}.*)?\n?)+)", docstring)
     assert blocks, name
     public = {one: getattr(aiohttp_reduce, one) for one in aiohttp_reduce.__all__}
+    public |= {"asyncio": asyncio, "aiohttp": aiohttp, "web": web}
     await run(name, [(textwrap.dedent(block), True) for block in blocks], **public)
     for line in capsys.readouterr().out.splitlines():
         assert f"# {line}" in docstring
