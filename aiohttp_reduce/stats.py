@@ -182,7 +182,7 @@ class Counters:
             "executed": self.executed,
             "reduced": self.reduced,
             "errors": self.errors,
-            "bypassed": dict(self.bypassed),
+            "bypassed": {str(reason): count for reason, count in self.bypassed.items()},  # printed as words
             "unshared": dict(self.unshared),
             "takeovers": self.takeovers,
             "in_flight": self.in_flight,

@@ -184,6 +184,7 @@ async def test_the_handler_can_be_mounted_as_an_ordinary_route(serve: Start) -> 
     server = await serve(app, middleware=middleware)
     stats = figures(await server.get("/admin/reduce", {"X-Forwarded-For": "1.2.3.4"}, host="example.com"))
     assert stats["bypassed"] == {"never_reduce": 1}
+    assert str(middleware.stats["bypassed"]) == "{'never_reduce': 1}"
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1", "127.1.2.3:8080", "[::1]", "[::1]:80"])
