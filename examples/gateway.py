@@ -3,12 +3,14 @@
 The middleware coalesces what clients ask. The session coalesces what handlers ask: different pages that need the same
 piece of data at the same moment fetch it once.
 
-Try `python -m examples.gateway http://127.0.0.1:8081/`, with any service there that answers `/prices` with a JSON
-object of numbers by name, and `curl http://127.0.0.1:8080/cheapest` and `/total`: they print `{"cheapest": ...}` and
-`{"total": ...}`. `curl http://127.0.0.1:8080/_reduce/stats` prints the figures of both sides; those of the session are
-under `clients`.
+Try `python -m examples.gateway`, and both at once: `curl http://127.0.0.1:8080/cheapest & curl
+http://127.0.0.1:8080/total & wait` prints `{"cheapest": "rice"}` and `{"total": 5}`. It prints `the upstream is asked`
+once for both. `curl http://127.0.0.1:8080/_reduce/stats` prints the figures of both sides; those of the session are
+under `clients`. Its upstream is a route of its own, unless a URL is given:
+`python -m examples.gateway http://127.0.0.1:8081/`.
 """
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 
@@ -55,5 +57,14 @@ def make_app(upstream: str) -> web.Application:
     return app
 
 
+async def prices(request: web.Request) -> web.Response:
+    """Stands for the upstream, where none is given."""
+    print("the upstream is asked", flush=True)
+    await asyncio.sleep(2)
+    return web.json_response({"tea": 3, "rice": 2})
+
+
 if __name__ == "__main__":
-    web.run_app(make_app(sys.argv[1]), host="127.0.0.1", port=8080)
+    gateway = make_app(sys.argv[1] if sys.argv[1:] else "http://127.0.0.1:8080/")
+    gateway.router.add_get("/prices", prices)
+    web.run_app(gateway, host="127.0.0.1", port=8080)

@@ -3,8 +3,8 @@
 `reduce_client_middleware()` stands last among the client middlewares, next to the wire. Each caller still runs
 through those before it: here, each is logged by itself, though one request is sent.
 
-Try `python -m examples.genuine_session http://127.0.0.1:8081/prices`, or any other address. It prints a line for each
-of five calls, `5 calls, 1 sent`, and the lengths of their answers.
+Try `python -m examples.basic`, and beside it `python -m examples.genuine_session`, or any other URL as its argument. It
+prints a line for each of five calls, `5 calls, 1 sent`, and the lengths of their answers.
 """
 
 import asyncio
@@ -36,4 +36,4 @@ async def lengths(url: str, calls: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    print(asyncio.run(lengths(sys.argv[1], 5)))
+    print(asyncio.run(lengths(sys.argv[1] if sys.argv[1:] else "http://127.0.0.1:8080/news", 5)))
