@@ -1,6 +1,6 @@
 """Links to the files beside the code (README.md, SECURITY.md, ...) lead to the pages that include them.
 
-So those files have links that work where they are read by themselves.
+So those files, whose links to pages begin with `docs/`, have links that work where they are read by themselves.
 """
 
 import re
@@ -12,7 +12,7 @@ from sphinx.transforms import SphinxTransform
 
 # The README has no page of its own: the first page says what it says at its beginning.
 _PAGES = {"README": "index", "SECURITY": "security", "CHANGELOG": "changelog", "CONTRIBUTING": "contributing"}
-_FILE = re.compile(rf"(?:\.\./)*({'|'.join(_PAGES)})\.md(?:#(.*))?\Z")
+_FILE = re.compile(rf"(?:\.\./)*({'|'.join(_PAGES)}|docs/[\w/-]+)\.md(?:#(.*))?\Z")
 
 
 class ProjectFiles(SphinxTransform):
@@ -25,7 +25,7 @@ class ProjectFiles(SphinxTransform):
             match = _FILE.match(reference["reftarget"])
             if match is not None and reference["reftype"] == "myst":
                 reference["refdomain"] = "doc"
-                reference["reftarget"] = _PAGES[match[1]]
+                reference["reftarget"] = _PAGES.get(match[1], match[1].removeprefix("docs/"))
                 reference["reftargetid"] = match[2] if match[1] != "README" else None
 
 
