@@ -369,6 +369,31 @@ def test_a_block_that_a_task_which_has_ended_began_is_told_of_at_its_end() -> No
     run_virtually(main)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_block_whose_loop_is_closed_leaves_nothing_in_the_way(waits: bool) -> None:
+    reducer = AsyncReducer()
+    loop = asyncio.new_event_loop()
+
+    async def test() -> None:
+        async with holding(reducer) as held:
+            call = reducer(double(1))
+            await held.led(1)
+            inside.set()
+            await (held.joined(1) if waits else call)
+
+    inside = asyncio.Event()
+    block = test()
+    task = loop.create_task(block)
+    loop.run_until_complete(inside.wait())
+    loop.close()
+    assert not task.done()
+    block.close()  # as the interpreter does it, when nobody has the task any more
+    assert is_as_before(reducer)
+    for left in asyncio.all_tasks(loop):
+        left.get_coro().close()  # type: ignore[union-attr]
+        left._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 async def test_a_hold_may_last_as_long_as_it_likes() -> None:
     reducer = AsyncReducer()
     async with holding(reducer, timeout=math.inf) as held:

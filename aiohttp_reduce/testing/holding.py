@@ -116,9 +116,10 @@ class Hold:
         __tracebackhide__ = True
         assert self._watch is not None
         assert self._task is not None
-        self.release()
         _open.discard(self)
         self._watch.__exit__(None, None, None)
+        if not self._held.loop.is_closed():  # nobody in a closed one could go on
+            self.release()
         if self._wrong is not None:
             is_ours = self._task.uncancel() <= self._cancelling
             if is_ours or not isinstance(exc_val, CancelledError):
@@ -161,8 +162,9 @@ class Hold:
 
     def _start_timer(self) -> None:
         self._stop_timer()
-        if self in _open and not self._held.is_released and self._timeout != math.inf:
-            self._timer = self._held.loop.call_later(self._timeout, self._is_late)
+        loop = self._held.loop
+        if self in _open and not self._held.is_released and self._timeout != math.inf and not loop.is_closed():
+            self._timer = loop.call_later(self._timeout, self._is_late)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
