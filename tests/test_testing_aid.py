@@ -963,6 +963,27 @@ async def test_another_loop_is_not_held() -> None:
     assert await call == 2
 
 
+async def test_a_hold_may_begin_elsewhere_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def elsewhere() -> None:
+        begun.append(await holding(AsyncReducer()).__aenter__())
+
+    def task_of(hold: Hold) -> Any:
+        if not begun:
+            thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+            thread.start()
+            thread.join()
+        return vars(hold)["_task"]
+
+    begun: list[Hold] = []
+    async with holding(AsyncReducer()) as held:
+        with monkeypatch.context() as patch:
+            # Where the other blocks are looked through, another thread may run.
+            patch.setattr(Hold, "_task", property(task_of, lambda hold, task: vars(hold).update(_task=task)), False)
+            await held.arrived(0)
+    (other,) = begun
+    await other.__aexit__(None, None, None)
+
+
 @pytest.mark.parametrize("passes", range(5))
 def test_who_leaves_again_at_any_moment_is_not_taken_for_there(passes: int) -> None:
     async def main(loop: VirtualLoop) -> None:

@@ -20,6 +20,7 @@ _MAX_SHOWN: Final = 5
 # What an `aiohttp.ClientSession` opens at most, unless its connector says otherwise.
 _CONNECTIONS: Final = 100
 
+# Of all threads: whoever goes through them takes a copy.
 _open: "set[Hold]" = set()
 
 
@@ -137,7 +138,7 @@ class Hold:
             return self._held.error is not None or happened() or (held and self._held.is_released)
 
         # While one of them waits for something, the block of no other one is late, either.
-        blocks = [hold for hold in _open if hold._task is self._task]
+        blocks = [hold for hold in list(_open) if hold._task is self._task]
         for hold in blocks:
             hold._stop_timer()
         try:
