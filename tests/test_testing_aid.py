@@ -336,6 +336,18 @@ async def test_the_explanation_comes_whatever_the_block_does_with_its_cancellati
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, pytest.skip.Exception])
+async def test_what_ends_more_than_the_block_is_not_made_an_explanation(end: type[BaseException]) -> None:
+    with pytest.raises(end):  # noqa: PT012 - how the block ends
+        async with holding(reduce_middleware(), timeout=0):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise end
+    current: Any = asyncio.current_task()
+    assert current.cancelling() == 0
+
+
 def test_a_block_that_goes_on_in_time_or_has_released_is_left_alone() -> None:
     async def main(loop: VirtualLoop) -> None:
         middleware = reduce_middleware()

@@ -123,7 +123,8 @@ class Hold:
             self.release()
         if self._wrong is not None:
             is_ours = self._task.uncancel() <= self._cancelling
-            if is_ours or not isinstance(exc_val, CancelledError):
+            # (A KeyboardInterrupt, or what pytest skips and exits by, ends more than the block.)
+            if exc_val is None or isinstance(exc_val, Exception) or (is_ours and isinstance(exc_val, CancelledError)):
                 raise HoldError(self._wrong) from exc_val
         elif self._held.error is not None and exc_val is None:
             raise HoldError("only=... raised; what it raised it for was not held") from self._held.error
