@@ -289,7 +289,7 @@ async def test_a_test_is_told_that_nothing_came_and_of_the_limit_of_connections(
     async with holding(middleware) as held:
         message = await told(held, held.arrived, 2)
         assert message.startswith("expected 2 calls within 0 s; nothing came to <reduce_middleware methods=")
-        assert message.endswith("> in this event loop: is it the one that is asked, and are the calls tasks?")
+        assert message.endswith("> in this event loop (is it the one that is asked, and are the calls tasks?)")
 
     async def work() -> None:
         pass

@@ -188,8 +188,8 @@ class Hold:
         held = self._held
         if not (held.arrived or held.not_selected):
             return (
-                f"nothing came to {self._target!r} in this event loop: is it the one that is asked, and are the calls "
-                "tasks?"
+                f"nothing came to {self._target!r} in this event loop (is it the one that is asked, and are the calls "
+                "tasks?)"
             )
         followers, leaders = self.followers, self.leaders
         told = [f"{followers or 'none'} joined"]
