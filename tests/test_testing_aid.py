@@ -348,6 +348,22 @@ async def test_what_ends_more_than_the_block_is_not_made_an_explanation(end: typ
     assert current.cancelling() == 0
 
 
+async def test_a_late_block_of_a_task_that_is_being_cancelled_is_explained() -> None:
+    async def cleanup() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            async with holding(reduce_middleware(), timeout=0):
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(cleanup())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(HoldError, match="was not left"):
+        await task
+    assert task.cancelling() == 1
+
+
 def test_a_block_that_goes_on_in_time_or_has_released_is_left_alone() -> None:
     async def main(loop: VirtualLoop) -> None:
         middleware = reduce_middleware()
@@ -579,6 +595,21 @@ async def test_a_selection_that_raises_fails_the_test_and_not_the_request(serve:
             tasks = herd(server, 2)
             await held.joined(1)
     await asyncio.gather(*tasks)
+
+
+def test_a_selection_that_raises_is_told_of_at_once() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        began = loop.time()
+        reducer = AsyncReducer()
+        calls: list[Any] = []
+        with pytest.raises(HoldError, match=r"^only="):  # noqa: PT012 - how the block ends
+            async with holding(reducer, only=lambda coro: 1 / 0) as held:
+                loop.call_soon(lambda: calls.append(reducer(double(1))))
+                await held.arrived(1)
+        assert loop.time() == began
+        assert await calls[0] == 2
+
+    run_virtually(main)
 
 
 async def test_nested_holds_all_have_to_release(serve: Start) -> None:
@@ -1056,6 +1087,15 @@ async def test_counting_is_of_its_block(serve: Start) -> None:
     assert is_as_before(middleware)
 
 
+async def test_who_stops_counting_in_the_block_has_counted_until_then() -> None:
+    reducer = AsyncReducer()
+    with counting(reducer) as counts:
+        await reducer(double(1))
+        counts.stop()
+        await reducer(double(2))
+    assert counts.total == 1
+
+
 async def test_the_wayside_is_clear_when_nobody_looks() -> None:
     middleware, client, reducer = reduce_middleware(), reduce_client_middleware(), AsyncReducer()
     for target in (middleware, client, reducer):
@@ -1101,6 +1141,32 @@ def test_a_call_may_begin_after_the_block_in_which_it_was_made() -> None:
         assert middleware.stats["executed"] == 1
 
     run_virtually(main)
+
+
+async def test_a_call_that_was_looked_up_in_a_block_may_be_made_after_it() -> None:
+    reducer = AsyncReducer()
+    with counting(reducer) as counts:
+        call = reducer.__call__
+    assert await call(double(1)) == 2
+    assert counts.total == 0
+
+
+async def test_a_hold_leaves_requests_on_the_short_way(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_full(*args: Any) -> Any:
+        in_detail.append(args)
+        return of_all(*args)
+
+    middleware = reduce_middleware()
+    server = await serve(make_app(middleware), middleware=middleware)
+    await server.get("/")
+    in_detail: list[Any] = []
+    of_all = ReduceMiddleware._in_full
+    monkeypatch.setattr(ReduceMiddleware, "_in_full", in_full)
+    async with holding(middleware) as held:
+        tasks = herd(server, 3)
+        await held.joined(2)
+    await asyncio.gather(*tasks)
+    assert in_detail == []
 
 
 async def test_a_subclass_is_watched_as_its_own(serve: Start) -> None:
