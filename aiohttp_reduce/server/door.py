@@ -328,11 +328,11 @@ class ReduceMiddleware:
 
         if arrival is not None and flight is None and logger.isEnabledFor(logging.DEBUG):
             logger.debug("%.80s %s: does not wait (%s)", method, known.name, why_apart(table, arrival, elder, now))
-        if told:
-            settings.tell("on_executing_for", request, known)
         if flight is not None:
             counters.count_unshared(Unshared.PASS_MARKER)
             logger.debug("%.80s %s: not shared (%s)", method, known.name, Unshared.PASS_MARKER)
+        if told:
+            settings.tell("on_executing_for", request, known)
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
         run = RecordedHeaders()
