@@ -1,6 +1,6 @@
 """Sets of header names, and the headers that name one request in a trace."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Final
 
 TRACING_HEADERS: Final = frozenset({
@@ -29,3 +29,13 @@ class Names:
 
 
 TRACING: Final = Names(TRACING_HEADERS, fold=True)
+
+
+def differing(some: Iterable[tuple[str, Hashable]], others: Iterable[tuple[str, Hashable]]) -> list[str]:
+    """The names whose values are not the same, or not in the same order, in two lists of headers."""
+    found: list[dict[str, list[Hashable]]] = [{}, {}]
+    for values, pairs in zip(found, (some, others), strict=True):
+        for name, value in pairs:
+            values.setdefault(name, []).append(value)
+    one, other = found
+    return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]

@@ -28,7 +28,8 @@ def country_of(address: str | None) -> str:
 async def locate(request: web.Request, handler: Handler) -> web.StreamResponse:
     address = request.remote
     if address in PROXIES:  # nobody else is believed; the last address is the one that the proxy itself added
-        address = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+        addresses = ",".join(request.headers.getall("X-Forwarded-For", ()))
+        address = addresses.rpartition(",")[2].strip()
     request[COUNTRY] = country_of(address)
     return await handler(request)
 

@@ -8,7 +8,6 @@ import asyncio
 import functools
 import gc
 import importlib
-import importlib.util
 import inspect
 import logging
 import re
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.relative_to(DOCS).parts)
 PROJECT = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-# Those with an `__all__` say in it what is public; `testing` and `stats` are found where they have one.
+# Each says in its `__all__` what is public.
 PACKAGES = ("", ".server", ".client", ".async_reduce_core", ".hooks", ".stats", ".testing")
 
 _BLOCK = re.compile(
@@ -143,10 +142,8 @@ def public_objects() -> Iterator[tuple[str, Any]]:
     """Every public name with its package, and what it stands for."""
     for suffix in PACKAGES:
         package = "aiohttp_reduce" + suffix
-        if importlib.util.find_spec(package) is None:
-            continue
         module = importlib.import_module(package)
-        for name in getattr(module, "__all__", ()):
+        for name in module.__all__:
             yield f"{package}.{name}", getattr(module, name)
 
 

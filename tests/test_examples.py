@@ -146,6 +146,10 @@ async def test_behind_a_proxy_runs_once_for_each_country(
     assert figures(app)["unshared"] == {}
     async with client.get("/_reduce/stats") as response:
         assert response.status == 404
+    # Some proxies add a line of their own to what the client claims.
+    lines = [("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-For", "198.51.100.1")]
+    async with client.get("/news", headers=lines) as response:
+        assert await response.text() == "elsewhere"
 
 
 async def test_never_reduce_gives_each_a_ticket_and_all_the_same_queue(

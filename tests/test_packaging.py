@@ -31,6 +31,7 @@ JUNK = (
     ".hypothesis/x",
     "notes.txt",
 )
+_CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 # Imports the package and all its modules where nothing else is to be had but what aiohttp and yarl have loaded.
 IMPORTS = """
 import sys
@@ -151,12 +152,15 @@ def test_the_description_is_the_readme_and_its_links_work_on_an_index(metadata: 
     text = str(metadata.get_payload())
     readme = (ROOT / "README.md").read_text()
     lines = [
-        re.sub(r"\[([^\]]+)\]\((?!https:|#).*?\)", r"\1", line) for line in readme.splitlines() if line[:2] != "!["
+        re.sub(r"(?<![\w\])])\[([^\]]+)\]\((?!https:|#).*?\)", r"\1", line)
+        for line in readme.splitlines()
+        if line[:2] != "!["
     ]
     assert text.splitlines() == lines
+    assert _CODE.findall(text) == _CODE.findall(readme)
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = _CODE.sub("", text)
     for target in re.findall(r"\]\((.*?)\)", prose):
         assert target.startswith("https://") or target.removeprefix("#") in anchors, target
 

@@ -289,7 +289,7 @@ async def test_a_test_is_told_that_nothing_came_and_of_the_limit_of_connections(
     async with holding(middleware) as held:
         message = await told(held, held.arrived, 2)
         assert message.startswith("expected 2 calls within 0 s; nothing came to <reduce_middleware methods=")
-        assert message.endswith("> in this event loop: is it the one that is asked, and are the calls tasks?")
+        assert message.endswith("> in this event loop (is it the one that is asked, and are the calls tasks?)")
 
     async def work() -> None:
         pass
@@ -336,6 +336,34 @@ async def test_the_explanation_comes_whatever_the_block_does_with_its_cancellati
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, pytest.skip.Exception])
+async def test_what_ends_more_than_the_block_is_not_made_an_explanation(end: type[BaseException]) -> None:
+    with pytest.raises(end):  # noqa: PT012 - how the block ends
+        async with holding(reduce_middleware(), timeout=0):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise end
+    current: Any = asyncio.current_task()
+    assert current.cancelling() == 0
+
+
+async def test_a_late_block_of_a_task_that_is_being_cancelled_is_explained() -> None:
+    async def cleanup() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            async with holding(reduce_middleware(), timeout=0):
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(cleanup())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(HoldError, match="was not left"):
+        await task
+    assert task.cancelling() == 1
+
+
 def test_a_block_that_goes_on_in_time_or_has_released_is_left_alone() -> None:
     async def main(loop: VirtualLoop) -> None:
         middleware = reduce_middleware()
@@ -367,6 +395,31 @@ def test_a_block_that_a_task_which_has_ended_began_is_told_of_at_its_end() -> No
             await held.__aexit__(None, None, None)
 
     run_virtually(main)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_block_whose_loop_is_closed_leaves_nothing_in_the_way(waits: bool) -> None:
+    reducer = AsyncReducer()
+    loop = asyncio.new_event_loop()
+
+    async def test() -> None:
+        async with holding(reducer) as held:
+            call = reducer(double(1))
+            await held.led(1)
+            inside.set()
+            await (held.joined(1) if waits else call)
+
+    inside = asyncio.Event()
+    block = test()
+    task = loop.create_task(block)
+    loop.run_until_complete(inside.wait())
+    loop.close()
+    assert not task.done()
+    block.close()  # as the interpreter does it, when nobody has the task any more
+    assert is_as_before(reducer)
+    for left in asyncio.all_tasks(loop):
+        left.get_coro().close()  # type: ignore[union-attr]
+        left._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 async def test_a_hold_may_last_as_long_as_it_likes() -> None:
@@ -542,6 +595,21 @@ async def test_a_selection_that_raises_fails_the_test_and_not_the_request(serve:
             tasks = herd(server, 2)
             await held.joined(1)
     await asyncio.gather(*tasks)
+
+
+def test_a_selection_that_raises_is_told_of_at_once() -> None:
+    async def main(loop: VirtualLoop) -> None:
+        began = loop.time()
+        reducer = AsyncReducer()
+        calls: list[Any] = []
+        with pytest.raises(HoldError, match=r"^only="):  # noqa: PT012 - how the block ends
+            async with holding(reducer, only=lambda coro: 1 / 0) as held:
+                loop.call_soon(lambda: calls.append(reducer(double(1))))
+                await held.arrived(1)
+        assert loop.time() == began
+        assert await calls[0] == 2
+
+    run_virtually(main)
 
 
 async def test_nested_holds_all_have_to_release(serve: Start) -> None:
@@ -938,6 +1006,27 @@ async def test_another_loop_is_not_held() -> None:
     assert await call == 2
 
 
+async def test_a_hold_may_begin_elsewhere_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def elsewhere() -> None:
+        begun.append(await holding(AsyncReducer()).__aenter__())
+
+    def task_of(hold: Hold) -> Any:
+        if not begun:
+            thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+            thread.start()
+            thread.join()
+        return vars(hold)["_task"]
+
+    begun: list[Hold] = []
+    async with holding(AsyncReducer()) as held:
+        with monkeypatch.context() as patch:
+            # Where the other blocks are looked through, another thread may run.
+            patch.setattr(Hold, "_task", property(task_of, lambda hold, task: vars(hold).update(_task=task)), False)
+            await held.arrived(0)
+    (other,) = begun
+    await other.__aexit__(None, None, None)
+
+
 @pytest.mark.parametrize("passes", range(5))
 def test_who_leaves_again_at_any_moment_is_not_taken_for_there(passes: int) -> None:
     async def main(loop: VirtualLoop) -> None:
@@ -998,6 +1087,15 @@ async def test_counting_is_of_its_block(serve: Start) -> None:
     assert is_as_before(middleware)
 
 
+async def test_who_stops_counting_in_the_block_has_counted_until_then() -> None:
+    reducer = AsyncReducer()
+    with counting(reducer) as counts:
+        await reducer(double(1))
+        counts.stop()
+        await reducer(double(2))
+    assert counts.total == 1
+
+
 async def test_the_wayside_is_clear_when_nobody_looks() -> None:
     middleware, client, reducer = reduce_middleware(), reduce_client_middleware(), AsyncReducer()
     for target in (middleware, client, reducer):
@@ -1043,6 +1141,32 @@ def test_a_call_may_begin_after_the_block_in_which_it_was_made() -> None:
         assert middleware.stats["executed"] == 1
 
     run_virtually(main)
+
+
+async def test_a_call_that_was_looked_up_in_a_block_may_be_made_after_it() -> None:
+    reducer = AsyncReducer()
+    with counting(reducer) as counts:
+        call = reducer.__call__
+    assert await call(double(1)) == 2
+    assert counts.total == 0
+
+
+async def test_a_hold_leaves_requests_on_the_short_way(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_full(*args: Any) -> Any:
+        in_detail.append(args)
+        return of_all(*args)
+
+    middleware = reduce_middleware()
+    server = await serve(make_app(middleware), middleware=middleware)
+    await server.get("/")
+    in_detail: list[Any] = []
+    of_all = ReduceMiddleware._in_full
+    monkeypatch.setattr(ReduceMiddleware, "_in_full", in_full)
+    async with holding(middleware) as held:
+        tasks = herd(server, 3)
+        await held.joined(2)
+    await asyncio.gather(*tasks)
+    assert in_detail == []
 
 
 async def test_a_subclass_is_watched_as_its_own(serve: Start) -> None:

@@ -70,6 +70,8 @@ class Call(Waiter[Outcome]):
         now = self.arrived
         flight = self._open_flight(now)
         if flight is None:
+            if table.flights and logger.isEnabledFor(logging.DEBUG):
+                self._tell_apart(now)
             flight = start(self, now)
             counters.led += 1
         else:
@@ -141,6 +143,12 @@ class Call(Waiter[Outcome]):
         table = self.table
         flight = table.find(self.target, self.request, self.handler)
         return flight if flight is not None and table.admits(flight, now) else None
+
+    def _tell_apart(self, now: float) -> None:
+        reason = self.table.why_apart(self.target, self.request, self.handler, now)
+        if reason is not None:
+            host = self.request.url.host_port_subcomponent
+            logger.debug("%.80s %.300s: does not wait (%.500s)", self.request.method, host, reason)
 
     def _take_at_once(self, outcome: Outcome) -> ClientResponse | None:
         """This caller's response of an outcome that it waited for, where nothing stands in the way of it."""

@@ -149,6 +149,19 @@ class OutgoingTable(TargetTable[Outcome]):
             return self.flights.get(self._identity_of(request, handler))  # type: ignore[return-value]
         return None
 
+    def why_apart(self, target: Hashable, request: ClientRequest, handler: ClientHandlerType, now: float) -> str | None:
+        """In what a request that does not wait differs from the first one on its target; None if that is the first.
+
+        For the debug log, and nothing else.
+        """
+        first: Any = self.flights.get(target)
+        if first is None:
+            return "differs from those in flight" if target in self.crowds else None
+        if self._same(first, request, handler):
+            return "that in flight is from before a write" if now < first.closes else "that in flight takes no more"
+        names = self._identities.differ_in(first.identity, self._identity_of(request, handler))
+        return f"differs in {', '.join(names)}"
+
     def admits(self, flight: OutgoingFlight, now: float) -> bool:
         """Whether a request that comes now may join: not too late, nor from before an answered write.
 

@@ -1,14 +1,14 @@
 """Who flies together: the identity of an outgoing request, taken as the request stands at our door."""
 
 from collections.abc import Hashable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import ClientRequest
 from aiohttp.client_middlewares import ClientHandlerType
 from multidict import CIMultiDict
 
 from .. import _aiohttp
-from ..headers import TRACING_HEADERS, Names
+from ..headers import TRACING_HEADERS, Names, differing
 
 DEFAULT_IGNORE_HEADERS: Final = TRACING_HEADERS
 """Request headers that are left out of the identity of outgoing requests; a trailing `*` stands for any ending.
@@ -16,6 +16,11 @@ DEFAULT_IGNORE_HEADERS: Final = TRACING_HEADERS
 The default of `ignore_headers` on the client: what names one request in a trace. All others are compared.
 """
 
+# The parts of an identity, in their order.
+_PARTS: Final = (
+    "method", "URL", "headers", "options of reading", "HTTP version", "session", "request class",
+    "proxy, TLS or server_hostname",
+)  # fmt: skip
 # Names of headers remembered with whether they count; an application may make up any number of them.
 _MAX_NAMES: Final = 1024
 
@@ -46,6 +51,14 @@ class Identities:
             type(request),
             way,
         )
+
+    def differ_in(self, one: Any, other: Any) -> list[str]:
+        """The names of what two identities do not have in common: parts of a call, and headers."""
+        names = [name for name, mine, its in zip(_PARTS, one, other, strict=True) if mine != its]
+        if "headers" in names:
+            at = names.index("headers")
+            names[at : at + 1] = differing(one[_PARTS.index("headers")], other[_PARTS.index("headers")])
+        return names
 
     def left_out(self, headers: CIMultiDict[str]) -> list[tuple[str, str]]:
         """The headers that do not count, by name in lower case, sorted by name."""

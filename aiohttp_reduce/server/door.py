@@ -22,6 +22,7 @@ from ..async_reduce_core import PENDING, PerLoop, typed
 from ..broadcast import Budget
 from ..stats import Bypass, Stats, Unshared
 from .access import Access, asks_for_stats
+from .apart import why_apart
 from .bypass import asks_for_events, bypass_reason
 from .following import Follower
 from .landing import Landing
@@ -325,11 +326,13 @@ class ReduceMiddleware:
             follower.look_at_request()
             return await follower.follow(elder)
 
-        if told:
-            settings.tell("on_executing_for", request, known)
+        if arrival is not None and flight is None and logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%.80s %s: does not wait (%s)", method, known.name, why_apart(table, arrival, elder, now))
         if flight is not None:
             counters.count_unshared(Unshared.PASS_MARKER)
             logger.debug("%.80s %s: not shared (%s)", method, known.name, Unshared.PASS_MARKER)
+        if told:
+            settings.tell("on_executing_for", request, known)
         task: Any = current_task(table.loop)
         cancelling = task.cancelling()
         run = RecordedHeaders()

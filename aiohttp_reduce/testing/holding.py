@@ -20,6 +20,7 @@ _MAX_SHOWN: Final = 5
 # What an `aiohttp.ClientSession` opens at most, unless its connector says otherwise.
 _CONNECTIONS: Final = 100
 
+# Of all threads: whoever goes through them takes a copy.
 _open: "set[Hold]" = set()
 
 
@@ -116,12 +117,14 @@ class Hold:
         __tracebackhide__ = True
         assert self._watch is not None
         assert self._task is not None
-        self.release()
         _open.discard(self)
         self._watch.__exit__(None, None, None)
+        if not self._held.loop.is_closed():  # nobody in a closed one could go on
+            self.release()
         if self._wrong is not None:
             is_ours = self._task.uncancel() <= self._cancelling
-            if is_ours or not isinstance(exc_val, CancelledError):
+            # (A KeyboardInterrupt, or what pytest skips and exits by, ends more than the block.)
+            if exc_val is None or isinstance(exc_val, Exception) or (is_ours and isinstance(exc_val, CancelledError)):
                 raise HoldError(self._wrong) from exc_val
         elif self._held.error is not None and exc_val is None:
             raise HoldError("only=... raised; what it raised it for was not held") from self._held.error
@@ -136,7 +139,7 @@ class Hold:
             return self._held.error is not None or happened() or (held and self._held.is_released)
 
         # While one of them waits for something, the block of no other one is late, either.
-        blocks = [hold for hold in _open if hold._task is self._task]
+        blocks = [hold for hold in list(_open) if hold._task is self._task]
         for hold in blocks:
             hold._stop_timer()
         try:
@@ -161,8 +164,9 @@ class Hold:
 
     def _start_timer(self) -> None:
         self._stop_timer()
-        if self in _open and not self._held.is_released and self._timeout != math.inf:
-            self._timer = self._held.loop.call_later(self._timeout, self._is_late)
+        loop = self._held.loop
+        if self in _open and not self._held.is_released and self._timeout != math.inf and not loop.is_closed():
+            self._timer = loop.call_later(self._timeout, self._is_late)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -184,8 +188,8 @@ class Hold:
         held = self._held
         if not (held.arrived or held.not_selected):
             return (
-                f"nothing came to {self._target!r} in this event loop: is it the one that is asked, and are the calls "
-                "tasks?"
+                f"nothing came to {self._target!r} in this event loop (is it the one that is asked, and are the calls "
+                "tasks?)"
             )
         followers, leaders = self.followers, self.leaders
         told = [f"{followers or 'none'} joined"]

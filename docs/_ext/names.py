@@ -7,7 +7,7 @@ text that stands under it at home.
 
 import ast
 import enum
-import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
