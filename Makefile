@@ -23,6 +23,7 @@ lint: $(VENV)/.check
 
 types: $(VENV)/.check
 	$(BIN)/mypy --strict
+	$(BIN)/python -m pytest tests/test_types.py
 
 # The pages in docs/_build/html; a warning is an error. Wants no network but for the tools themselves.
 docs: $(VENV)/.docs
