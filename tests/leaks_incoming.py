@@ -591,7 +591,8 @@ class Drawn:
         without = set(but)
         if any(some["ignore_cookies"] for some in (options.middleware, options.other)):
             without.add("analytics")  # the README: those cookies are not for handlers
-        if options.key is None:
+        # (Where a clone within has another address, `key` names that at the door behind it, not what was passed on.)
+        if options.key is None or (options.key == "remote" and options.inner_clones and options.sub_door):
             without.add("key")
         if options.inner_clones or not options.attributes:
             without.add("attribute")
