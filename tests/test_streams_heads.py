@@ -269,8 +269,9 @@ async def test_each_connection_is_kept_open_or_closed_as_its_own_request_asks(
     assert [reply.body for reply in replies] == [BODY] * 4
     closes = [one is closing for one in order]
     assert [reply.headers.get("Connection") for reply in replies] == ["close" if one else None for one in closes]
-    assert [await is_usable(one) for one in everybody] == [not one for one in closes]
     assert server.figure("reduced") == 3
+    # (Whoever asks again at once may still join.)
+    assert [await is_usable(one) for one in everybody] == [not one for one in closes]
     await nothing_is_left(server)
 
 
